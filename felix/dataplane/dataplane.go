@@ -1,0 +1,93 @@
+// Package dataplane decides what should stand in the kernel of this node: pure functions
+// from the snapshot and the attached pods to candidate routes and link settings. It
+// touches nothing itself; the kernel reconcilers beside it do.
+package dataplane
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+// WorkloadRoutes are the routes to a pod of this node: each of its addresses on its link.
+// An endpoint that is not wired yet has none.
+func WorkloadRoutes(ep model.Endpoint) []model.Route {
+	if !ep.Wired() {
+		return nil
+	}
+	routes := make([]model.Route, 0, len(ep.Addresses))
+	for _, a := range ep.Addresses {
+		routes = append(routes, model.Route{
+			Prefix:   netip.PrefixFrom(a, a.BitLen()),
+			NextHops: []model.NextHop{{Device: ep.HostInterface}},
+		})
+	}
+	return routes
+}
+
+// Prefixes lists the prefixes of routes.
+func Prefixes(routes []model.Route) []netip.Prefix {
+	ps := make([]netip.Prefix, len(routes))
+	for i, r := range routes {
+		ps[i] = r.Prefix
+	}
+	return ps
+}
+
+// BlockRoutes are the blackholes of the blocks that this node owns: the block is
+// advertised as a whole, so what it holds no pod for must die here and not loop back to
+// the router that sent it. A block of a single address needs none.
+func BlockRoutes(snap *model.Snapshot, node string) []model.Route {
+	var routes []model.Route
+	for _, b := range snap.Blocks {
+		if b.Node == node && !b.CIDR.IsSingleIP() {
+			routes = append(routes, model.Route{Prefix: b.CIDR, Type: model.RouteBlackhole})
+		}
+	}
+	return routes
+}
+
+// Overhead is the number of bytes that the pools' encapsulations take from a pod's MTU,
+// the worst of them: 20 for IPIP (RFC 2003), 50 for VXLAN over IPv4 and 70 over IPv6
+// (RFC 7348). Pods keep one MTU whichever pool their address is from.
+func Overhead(pools []model.Pool) int {
+	worst := 0
+	for _, p := range pools {
+		if p.IPIPMode == model.EncapAlways || p.IPIPMode == model.EncapCrossSubnet {
+			worst = max(worst, 20)
+		}
+		if p.VXLANMode == model.EncapAlways || p.VXLANMode == model.EncapCrossSubnet {
+			if p.CIDR.Addr().Is4() {
+				worst = max(worst, 50)
+			} else {
+				worst = max(worst, 70)
+			}
+		}
+	}
+	return worst
+}
+
+// Outside lists the pod addresses that none of the node's own blocks covers (borrowed or
+// asked for by name): nobody would find them by the blocks' adverts. Sorted.
+func Outside(snap *model.Snapshot, node string, endpoints []model.Endpoint) []netip.Addr {
+	var own []netip.Prefix
+	for _, b := range snap.Blocks {
+		if b.Node == node {
+			own = append(own, b.CIDR)
+		}
+	}
+	var out []netip.Addr
+	for _, ep := range endpoints {
+		if !ep.Wired() {
+			continue
+		}
+		for _, a := range ep.Addresses {
+			if !slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Contains(a) }) {
+				out = append(out, a)
+			}
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
+}

@@ -1,0 +1,72 @@
+package dataplane
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func TestWorkloadRoutes(t *testing.T) {
+	ep := model.Endpoint{Addresses: []netip.Addr{addr("10.244.0.5"), addr("fd00::5")}}
+	if got := WorkloadRoutes(ep); got != nil {
+		t.Errorf("an endpoint without link has routes %v", got)
+	}
+	ep.HostInterface = "cali0123456789a"
+	got := WorkloadRoutes(ep)
+	want := []model.Route{
+		{Prefix: prefix("10.244.0.5/32"), NextHops: []model.NextHop{{Device: "cali0123456789a"}}},
+		{Prefix: prefix("fd00::5/128"), NextHops: []model.NextHop{{Device: "cali0123456789a"}}},
+	}
+	if !slices.EqualFunc(got, want, model.Route.Equal) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestBlockRoutes(t *testing.T) {
+	snap := &model.Snapshot{Blocks: []model.Block{
+		{CIDR: prefix("10.244.0.0/26"), Node: "a"},
+		{CIDR: prefix("10.244.0.64/26"), Node: "b"},
+		{CIDR: prefix("10.245.0.1/32"), Node: "a"},
+		{CIDR: prefix("fd00::/122"), Node: "a"},
+	}}
+	got := Prefixes(BlockRoutes(snap, "a"))
+	if want := []netip.Prefix{prefix("10.244.0.0/26"), prefix("fd00::/122")}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestOverhead(t *testing.T) {
+	v4, v6 := prefix("10.0.0.0/16"), prefix("fd00::/48")
+	for _, c := range []struct {
+		name  string
+		pools []model.Pool
+		want  int
+	}{
+		{"none", nil, 0},
+		{"never", []model.Pool{{CIDR: v4, IPIPMode: model.EncapNever, VXLANMode: model.EncapNever}}, 0},
+		{"ipip", []model.Pool{{CIDR: v4, IPIPMode: model.EncapCrossSubnet}}, 20},
+		{"vxlan", []model.Pool{{CIDR: v4, VXLANMode: model.EncapAlways}}, 50},
+		{"worst counts", []model.Pool{{CIDR: v4, IPIPMode: model.EncapAlways}, {CIDR: v6, VXLANMode: model.EncapCrossSubnet}}, 70},
+	} {
+		if got := Overhead(c.pools); got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		}
+	}
+}
+
+func TestOutside(t *testing.T) {
+	snap := &model.Snapshot{Blocks: []model.Block{{CIDR: prefix("10.244.0.0/26"), Node: "a"}, {CIDR: prefix("10.244.0.64/26"), Node: "b"}}}
+	eps := []model.Endpoint{
+		{HostInterface: "cali1", Addresses: []netip.Addr{addr("10.244.0.70")}},
+		{HostInterface: "cali2", Addresses: []netip.Addr{addr("10.244.0.1"), addr("fd00::1")}},
+		{Addresses: []netip.Addr{addr("10.244.0.71")}}, // not wired
+	}
+	if got, want := Outside(snap, "a", eps), []netip.Addr{addr("10.244.0.70"), addr("fd00::1")}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
