@@ -1,0 +1,253 @@
+// Package link owns what Causeway needs of the node's own interfaces: forwarding is on,
+// router advertisements still count on the uplinks, and the MTU that pods inherit is
+// known. It changes no link that carries the node's address otherwise.
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/causeway-net/causeway/internal/reconcile"
+)
+
+// defaultMTU is Ethernet's, in force until an uplink was seen.
+const defaultMTU = 1500
+
+// Uplinks watches the interfaces that carry the node's address.
+type Uplinks struct {
+	log  *slog.Logger
+	loop *reconcile.Loop
+
+	mu    sync.Mutex
+	addrs []netip.Addr
+	mtu   int
+	names []string
+}
+
+// New makes Uplinks for the network namespace that Run is called in.
+func New(log *slog.Logger, resync time.Duration) *Uplinks {
+	u := &Uplinks{log: log.With("reconciler", "link"), mtu: defaultMTU}
+	u.loop = (&reconcile.Loop{Name: "link", Log: log, Apply: u.apply, Resync: resync}).Init()
+	return u
+}
+
+func (u *Uplinks) String() string { return "felix/link" }
+
+// SetNodeAddrs names the addresses the node is reached at.
+func (u *Uplinks) SetNodeAddrs(addrs ...netip.Addr) {
+	u.mu.Lock()
+	u.addrs = addrs
+	u.mu.Unlock()
+	u.loop.Poke()
+}
+
+// MTU is the smallest MTU, in bytes, of the links that carry the node's traffic.
+func (u *Uplinks) MTU() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.mtu
+}
+
+// Names lists the links that MTU speaks of.
+func (u *Uplinks) Names() []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.names
+}
+
+// Run keeps the settings right until ctx is cancelled.
+func (u *Uplinks) Run(ctx context.Context) error {
+	stop := make(chan struct{})
+	defer close(stop)
+	links, addrs := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64)
+	lost := func(err error) { u.log.Warn("netlink subscription", "error", err); u.loop.PokeResync() }
+	if err := netlink.LinkSubscribeWithOptions(links, stop, netlink.LinkSubscribeOptions{ErrorCallback: lost}); err != nil {
+		return fmt.Errorf("subscribe to links: %w", err)
+	}
+	if err := netlink.AddrSubscribeWithOptions(addrs, stop, netlink.AddrSubscribeOptions{ErrorCallback: lost}); err != nil {
+		return fmt.Errorf("subscribe to addresses: %w", err)
+	}
+	go func() { // ends when the subscriptions close their channels, after stop
+		for links != nil || addrs != nil {
+			select {
+			case l, ok := <-links:
+				if !ok {
+					links = nil
+				} else if !strings.HasPrefix(l.Attrs().Name, "cali") { // pods come and go; they are no uplinks
+					u.loop.Poke()
+				}
+			case _, ok := <-addrs:
+				if !ok {
+					addrs = nil
+				} else {
+					u.loop.Poke()
+				}
+			}
+		}
+	}()
+	return u.loop.Run(ctx)
+}
+
+func (u *Uplinks) apply(context.Context, bool) error {
+	seen, err := readLinks()
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	nodeAddrs := u.addrs
+	u.mu.Unlock()
+	names, mtu := uplinks(seen, nodeAddrs)
+
+	errs := []error{setSysctl(u.log, "net/ipv4/ip_forward", "1")}
+	for _, l := range seen {
+		// Forwarding switches router advertisements off (accept_ra 1); 2 keeps them,
+		// where the default route or the address comes from one.
+		if l.loopback || strings.HasPrefix(l.name, "cali") || readSysctl("net/ipv6/conf/"+l.name+"/accept_ra") != "1" || !l.hasIPv6 {
+			continue
+		}
+		errs = append(errs, setSysctl(u.log, "net/ipv6/conf/"+l.name+"/accept_ra", "2"))
+	}
+	if readSysctl("net/ipv6/conf/all/forwarding") != "" { // IPv6 may be compiled out or disabled at boot
+		errs = append(errs, setSysctl(u.log, "net/ipv6/conf/all/forwarding", "1"))
+	}
+
+	if mtu == 0 {
+		mtu = defaultMTU
+	}
+	u.mu.Lock()
+	changed := mtu != u.mtu
+	u.mtu, u.names = mtu, names
+	u.mu.Unlock()
+	if changed {
+		u.log.Info("uplink MTU", "mtu", mtu, "links", names)
+	}
+	return errors.Join(errs...)
+}
+
+// seenLink is what uplinks needs to know of an interface.
+type seenLink struct {
+	name     string
+	mtu      int
+	up       bool
+	loopback bool
+	hasIPv6  bool
+	addrs    []netip.Addr // global ones
+}
+
+// uplinks picks the links that carry the node's traffic, and their smallest MTU: those
+// that hold a node address, or, when the node's address stands on the loopback (routing
+// to the host), every link that is up and has an address of its own.
+func uplinks(links []seenLink, nodeAddrs []netip.Addr) (names []string, mtu int) {
+	take := func(l seenLink) {
+		names = append(names, l.name)
+		if mtu == 0 || l.mtu < mtu {
+			mtu = l.mtu
+		}
+	}
+	onLoopback := false
+	for _, l := range links {
+		for _, a := range nodeAddrs {
+			if !holds(l, a) {
+				continue
+			}
+			if l.loopback {
+				onLoopback = true
+				continue
+			}
+			take(l)
+			break
+		}
+	}
+	if len(names) > 0 || !onLoopback {
+		return names, mtu
+	}
+	for _, l := range links {
+		if l.up && !l.loopback && len(l.addrs) > 0 && !strings.HasPrefix(l.name, "cali") {
+			take(l)
+		}
+	}
+	return names, mtu
+}
+
+func holds(l seenLink, a netip.Addr) bool {
+	for _, own := range l.addrs {
+		if own == a {
+			return true
+		}
+	}
+	return false
+}
+
+func readLinks() ([]seenLink, error) {
+	links, err := retried(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	addrs, err := retried(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	byIndex := map[int][]netip.Addr{}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if ok && a.IP.IsGlobalUnicast() {
+			byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], ip.Unmap())
+		}
+	}
+	out := make([]seenLink, 0, len(links))
+	for _, l := range links {
+		at := l.Attrs()
+		s := seenLink{
+			name: at.Name, mtu: at.MTU, addrs: byIndex[at.Index],
+			up: at.Flags&net.FlagUp != 0, loopback: at.Flags&net.FlagLoopback != 0,
+		}
+		for _, a := range s.addrs {
+			s.hasIPv6 = s.hasIPv6 || a.Is6()
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// retried repeats a dump that the kernel says was interrupted by a change (EINTR).
+func retried[T any](dump func() ([]T, error)) (out []T, err error) {
+	for range 10 {
+		if out, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return out, err
+		}
+	}
+	return out, err
+}
+
+func readSysctl(name string) string {
+	b, err := os.ReadFile(filepath.Join("/proc/sys", name))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// setSysctl writes name unless it has the value already.
+func setSysctl(log *slog.Logger, name, value string) error {
+	old := readSysctl(name)
+	if old == value {
+		return nil
+	}
+	if err := os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644); err != nil {
+		return fmt.Errorf("sysctl %s: cannot set %s (is %q; is /proc/sys writable in this container?): %w",
+			strings.ReplaceAll(name, "/", "."), value, old, err)
+	}
+	log.Info("sysctl set", "name", strings.ReplaceAll(name, "/", "."), "value", value, "was", old)
+	return nil
+}
