@@ -1,0 +1,51 @@
+# Causeway: see README.md. Targets install what they need on Debian or Ubuntu (as root).
+SHELL := /bin/bash
+GO ?= go
+BIN := bin
+export PATH := $(CURDIR)/$(BIN):/usr/sbin:/sbin:$(PATH)
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+PACKAGES := iproute2 iptables nftables ipset conntrack iputils-ping tcpdump procps bird2 frr gobgpd graphviz
+
+.PHONY: all build plugins deps test race bench demo lint clean generate
+
+all: build
+
+## build: the programs, static, in bin/
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+## plugins: the CNI plugins and cnitool that tests chain with ours, in bin/
+plugins:
+	CGO_ENABLED=0 $(GO) build -o $(BIN)/ github.com/containernetworking/cni/cnitool \
+	  github.com/containernetworking/plugins/plugins/meta/portmap github.com/containernetworking/plugins/plugins/meta/bandwidth \
+	  github.com/containernetworking/plugins/plugins/main/ptp github.com/containernetworking/plugins/plugins/ipam/host-local
+
+## deps: Debian's packages (real routers, iptables); needs root
+deps:
+	@deploy/scripts/deps $(PACKAGES)
+
+## demo: the two-rack fabric, pods, pings, a cut uplink; under three minutes after the build
+demo: deps build plugins
+	$(BIN)/causeway-lab demo
+
+## test: everything that runs on one machine without Kubernetes, with the race detector
+test: deps build plugins lint
+	deploy/scripts/test
+
+## lint: formatting and vet
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+
+## bench: benchmarks against peers, into docs/benchmarks.md's form
+bench: deps build plugins
+	deploy/scripts/bench
+
+## generate: deep copies
+generate:
+	$(GO) generate ./...
+
+clean:
+	rm -rf $(BIN)

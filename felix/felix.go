@@ -1,0 +1,134 @@
+// Package felix is the node's dataplane as the rest of the agent sees it: it takes the
+// snapshot and the attached pods, hands what they mean for the kernel to the reconcilers
+// below it, and says when a pod's share is in force.
+package felix
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/causeway-net/causeway/felix/dataplane"
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+// Routes is the route table as this package uses it; felix/route.Table is one.
+type Routes interface {
+	Update(model.Owner, model.RouteUpdate)
+	Replace(model.Owner, []model.Route)
+	InSync(model.Owner)
+	Wait(context.Context, ...netip.Prefix) error
+}
+
+// Rules is packet filter state that must be in force before a pod may talk.
+type Rules interface {
+	// Wait returns when the latest desired rules are in the kernel, or why they are not.
+	Wait(context.Context) error
+}
+
+// Config holds what a Dataplane works with. All fields are required.
+type Config struct {
+	Node   string
+	Routes Routes
+	Rules  []Rules
+	// Outside is called with the pod addresses that none of the node's blocks covers,
+	// whenever they change: they must be advertised one by one.
+	Outside func([]netip.Addr)
+}
+
+// Dataplane keeps the kernel's view of this node's pods and blocks.
+type Dataplane struct {
+	cfg Config
+
+	mu        sync.Mutex // guards what follows; Routes and Outside are called under it, so that their order is that of the changes
+	snap      *model.Snapshot
+	endpoints map[model.AttachmentKey]model.Endpoint
+	outside   []netip.Addr
+}
+
+// New makes a Dataplane that knows the endpoints the journal holds: pods that an earlier
+// agent attached and that may be running.
+func New(cfg Config, restored []model.Endpoint) *Dataplane {
+	d := &Dataplane{cfg: cfg, snap: &model.Snapshot{}, endpoints: map[model.AttachmentKey]model.Endpoint{}}
+	var routes []model.Route
+	for _, ep := range restored {
+		d.endpoints[ep.Key] = ep
+		routes = append(routes, dataplane.WorkloadRoutes(ep)...)
+	}
+	cfg.Routes.Replace(model.OwnerWorkload, routes)
+	cfg.Routes.InSync(model.OwnerWorkload)
+	return d
+}
+
+// Set takes a new snapshot: the node's blocks may have changed.
+func (d *Dataplane) Set(snap *model.Snapshot) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.snap = snap
+	d.cfg.Routes.Replace(model.OwnerBlock, dataplane.BlockRoutes(snap, d.cfg.Node))
+	d.cfg.Routes.InSync(model.OwnerBlock)
+	d.noteOutside()
+}
+
+// Attach puts the pod's routes and rules in force and returns when they are.
+func (d *Dataplane) Attach(ctx context.Context, ep model.Endpoint) error {
+	for _, r := range d.cfg.Rules {
+		if err := r.Wait(ctx); err != nil {
+			return err
+		}
+	}
+	routes := dataplane.WorkloadRoutes(ep)
+	d.mu.Lock()
+	d.endpoints[ep.Key] = ep
+	d.cfg.Routes.Update(model.OwnerWorkload, model.RouteUpdate{Set: routes})
+	d.noteOutside()
+	d.mu.Unlock()
+	return d.cfg.Routes.Wait(ctx, dataplane.Prefixes(routes)...)
+}
+
+// Detach takes the pod's routes away. It does not wait: the link is gone already, and
+// whoever gets the address next overrides what is left.
+func (d *Dataplane) Detach(_ context.Context, ep model.Endpoint) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	known, ok := d.endpoints[ep.Key]
+	if !ok {
+		return nil
+	}
+	delete(d.endpoints, ep.Key)
+	d.cfg.Routes.Update(model.OwnerWorkload, model.RouteUpdate{Delete: dataplane.Prefixes(dataplane.WorkloadRoutes(known))})
+	d.noteOutside()
+	return nil
+}
+
+// Check reads the kernel: the pod's addresses must be routed to its link.
+func (d *Dataplane) Check(_ context.Context, ep model.Endpoint) error {
+	for _, r := range dataplane.WorkloadRoutes(ep) {
+		got, err := netlink.RouteGetWithOptions(r.Prefix.Addr().AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
+		if err != nil || len(got) == 0 {
+			return fmt.Errorf("route %s: not in the kernel (%v)", r.Prefix, err)
+		}
+		link, err := netlink.LinkByIndex(got[0].LinkIndex)
+		if err != nil {
+			return fmt.Errorf("route %s: leads to interface %d: %w", r.Prefix, got[0].LinkIndex, err)
+		}
+		if name := link.Attrs().Name; name != ep.HostInterface || got[0].Dst == nil || got[0].Dst.String() != r.Prefix.String() {
+			return fmt.Errorf("route %s: the kernel sends it by %v to %s, not to %s", r.Prefix, got[0].Dst, name, ep.HostInterface)
+		}
+	}
+	return nil
+}
+
+// noteOutside is called with mu held.
+func (d *Dataplane) noteOutside() {
+	now := dataplane.Outside(d.snap, d.cfg.Node, slices.Collect(maps.Values(d.endpoints)))
+	if !slices.Equal(now, d.outside) {
+		d.outside = now
+		d.cfg.Outside(now)
+	}
+}
