@@ -1,0 +1,102 @@
+package felix
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+// fakeRoutes keeps candidates as the route table would.
+type fakeRoutes struct {
+	have   map[model.Owner]map[netip.Prefix]model.Route
+	synced []model.Owner
+}
+
+func newFakeRoutes() *fakeRoutes {
+	return &fakeRoutes{have: map[model.Owner]map[netip.Prefix]model.Route{}}
+}
+
+func (f *fakeRoutes) Replace(o model.Owner, rs []model.Route) {
+	f.have[o] = map[netip.Prefix]model.Route{}
+	f.Update(o, model.RouteUpdate{Set: rs})
+}
+
+func (f *fakeRoutes) Update(o model.Owner, u model.RouteUpdate) {
+	for _, r := range u.Set {
+		f.have[o][r.Prefix] = r
+	}
+	for _, p := range u.Delete {
+		delete(f.have[o], p)
+	}
+}
+func (f *fakeRoutes) InSync(o model.Owner) { f.synced = append(f.synced, o) }
+func (f *fakeRoutes) Wait(_ context.Context, ps ...netip.Prefix) error {
+	for _, p := range ps {
+		if _, ok := f.have[model.OwnerWorkload][p]; !ok {
+			return errors.New("waiting for a route nobody asked for: " + p.String())
+		}
+	}
+	return nil
+}
+
+type fakeRules struct{ err error }
+
+func (f fakeRules) Wait(context.Context) error { return f.err }
+
+func endpoint(id, addr string) model.Endpoint {
+	return model.Endpoint{
+		Key: model.AttachmentKey{ContainerID: id, IfName: "eth0"}, HostInterface: "cali" + id,
+		Addresses: []netip.Addr{netip.MustParseAddr(addr)},
+	}
+}
+
+func TestLifeOfAPod(t *testing.T) {
+	routes, outside := newFakeRoutes(), []netip.Addr(nil)
+	d := New(Config{Node: "a", Routes: routes, Rules: []Rules{fakeRules{}}, Outside: func(a []netip.Addr) { outside = a }},
+		[]model.Endpoint{endpoint("old", "10.0.0.1")})
+	if _, ok := routes.have[model.OwnerWorkload][netip.MustParsePrefix("10.0.0.1/32")]; !ok {
+		t.Error("a pod of the journal has no route")
+	}
+	if !slices.Equal(routes.synced, []model.Owner{model.OwnerWorkload}) {
+		t.Errorf("in sync before the snapshot: %v", routes.synced)
+	}
+
+	d.Set(&model.Snapshot{Blocks: []model.Block{{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Node: "a"}}})
+	if len(routes.have[model.OwnerBlock]) != 1 || len(outside) != 0 {
+		t.Errorf("blocks %v, outside %v", routes.have[model.OwnerBlock], outside)
+	}
+
+	ctx := context.Background()
+	borrowed := endpoint("new", "10.0.0.70")
+	if err := d.Attach(ctx, borrowed); err != nil {
+		t.Fatal(err)
+	}
+	if want := []netip.Addr{netip.MustParseAddr("10.0.0.70")}; !slices.Equal(outside, want) {
+		t.Errorf("outside %v, want %v", outside, want)
+	}
+	if err := d.Detach(ctx, borrowed); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Detach(ctx, borrowed); err != nil {
+		t.Errorf("second Detach: %v", err)
+	}
+	if len(outside) != 0 || len(routes.have[model.OwnerWorkload]) != 1 {
+		t.Errorf("after Detach: outside %v, routes %v", outside, routes.have[model.OwnerWorkload])
+	}
+}
+
+// TestNoRulesNoRoute holds I2: no route makes a pod reachable before its rules are in.
+func TestNoRulesNoRoute(t *testing.T) {
+	routes, broken := newFakeRoutes(), errors.New("no iptables")
+	d := New(Config{Node: "a", Routes: routes, Rules: []Rules{fakeRules{broken}}, Outside: func([]netip.Addr) {}}, nil)
+	if err := d.Attach(context.Background(), endpoint("x", "10.0.0.1")); !errors.Is(err, broken) {
+		t.Errorf("Attach: %v", err)
+	}
+	if len(routes.have[model.OwnerWorkload]) != 0 {
+		t.Error("a route without rules")
+	}
+}
