@@ -1,0 +1,89 @@
+package status
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// collector makes metrics of a Status at every scrape.
+type collector struct{ read func() Status }
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("causeway_"+name, help, labels, nil)
+}
+
+var (
+	descReady      = desc("ready", "1 when the agent can attach pods.")
+	descProblems   = desc("problems", "Objects or fields of the datastore that are not in force.", "kind", "name", "field", "effect")
+	descEndpoints  = desc("endpoints", "Pod interfaces attached on this node.")
+	descBlocks     = desc("ipam_blocks", "Address blocks this node owns.")
+	descAddresses  = desc("ipam_addresses_in_use", "Addresses promised to pods of this node.")
+	descRoutes     = desc("routes", "Routes of ours in the kernel.", "owner")
+	descUnresolved = desc("route_nexthops_unresolved", "Next hops that the kernel's table does not lead to.")
+	descConflicts  = desc("route_conflicts", "Routes of others that stand where ours would.")
+	descRouteErrs  = desc("route_errors", "Routes that the kernel refused.")
+	descRestarts   = desc("speaker_restarts_total", "Deaths of the BGP speaker since the agent started.")
+	descPeerUp     = desc("bgp_peer_established", "1 when the session is Established.", "peer", "asn")
+	descPeerHeld   = desc("bgp_peer_held_back", "1 while the peer is held back because its messages ended the speaker.", "peer")
+	descPeerRoutes = desc("bgp_peer_routes", "Routes of the session.", "peer", "direction")
+)
+
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descReady, descProblems, descEndpoints, descBlocks, descAddresses, descRoutes,
+		descUnresolved, descConflicts, descRouteErrs, descRestarts, descPeerUp, descPeerHeld, descPeerRoutes} {
+		ch <- d
+	}
+}
+
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	st := c.read()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(descReady, truth(st.Ready))
+	type key struct{ kind, name, field, effect string }
+	problems := map[key]float64{}
+	for _, p := range st.Problems {
+		effect := "disabled"
+		if p.Ignored {
+			effect = "ignored"
+		}
+		problems[key{p.Object.Kind, p.Object.Name, p.Field, effect}]++
+	}
+	for k, n := range problems {
+		gauge(descProblems, n, k.kind, k.name, k.field, k.effect)
+	}
+	addresses := 0
+	for _, ep := range st.Endpoints {
+		addresses += len(ep.Addresses)
+	}
+	gauge(descEndpoints, float64(len(st.Endpoints)))
+	gauge(descBlocks, float64(len(st.Blocks)))
+	gauge(descAddresses, float64(addresses))
+	for owner, n := range st.Routes.ByOwner {
+		gauge(descRoutes, float64(n), owner)
+	}
+	gauge(descUnresolved, float64(len(st.Routes.Unresolved)))
+	gauge(descConflicts, float64(len(st.Routes.Conflicts)))
+	gauge(descRouteErrs, float64(len(st.Routes.Errors)))
+	ch <- prometheus.MustNewConstMetric(descRestarts, prometheus.CounterValue, float64(st.Speaker.Restarts))
+	for _, p := range st.Peers {
+		addr := p.Address.String()
+		gauge(descPeerUp, truth(p.State == "Established"), addr, asplain(p.ASN))
+		gauge(descPeerHeld, truth(p.HeldBack != nil), addr)
+		gauge(descPeerRoutes, float64(p.Received), addr, "received")
+		gauge(descPeerRoutes, float64(p.Accepted), addr, "accepted")
+		gauge(descPeerRoutes, float64(p.Advertised), addr, "advertised")
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// asplain writes an AS number as RFC 5396 section 2 has it.
+func asplain(asn uint32) string { return strconv.FormatUint(uint64(asn), 10) }

@@ -1,0 +1,73 @@
+// Package status is what an agent says about itself: one value, served as JSON on the
+// agent's socket and turned into metrics, so that every surface shows the same.
+package status
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+// Status is the state of one agent at one moment.
+type Status struct {
+	Node     string    `json:"node"`
+	Version  string    `json:"version"`
+	Started  time.Time `json:"started"`
+	Ready    bool      `json:"ready"`
+	NotReady string    `json:"notReady,omitempty"` // why
+	MTU      int       `json:"mtu"`                // of new pods, bytes
+
+	Snapshot  uint64           `json:"snapshot"` // revision of the datastore in force; 0 before the first
+	Problems  []model.Problem  `json:"problems,omitempty"`
+	Pools     []Pool           `json:"pools,omitempty"`
+	Blocks    []netip.Prefix   `json:"blocks,omitempty"` // of this node
+	Endpoints []model.Endpoint `json:"endpoints,omitempty"`
+	Speaker   Speaker          `json:"speaker"`
+	Peers     []Peer           `json:"peers,omitempty"`
+	Adverts   []netip.Prefix   `json:"adverts,omitempty"`
+	Routes    Routes           `json:"routes"`
+}
+
+// Pool is an IPPool in force, as far as an operator asks for it first.
+type Pool struct {
+	Name     string       `json:"name"`
+	CIDR     netip.Prefix `json:"cidr"`
+	Disabled bool         `json:"disabled,omitempty"`
+}
+
+// Speaker is the BGP child process.
+type Speaker struct {
+	PID      int    `json:"pid,omitempty"` // 0 while none runs
+	Restarts int    `json:"restarts"`      // deaths since the agent started
+	Synced   bool   `json:"synced"`        // every peer that is not held back has sent its routes
+	Error    string `json:"error,omitempty"`
+}
+
+// Peer is one BGP session.
+type Peer struct {
+	Address    netip.Addr `json:"address"`
+	ASN        uint32     `json:"asn"`
+	Resource   string     `json:"resource,omitempty"` // the BGPPeer, or "mesh"
+	State      string     `json:"state"`              // RFC 4271 section 8.2.2, or "HeldBack"
+	Since      time.Time  `json:"since,omitzero"`     // of Established
+	Received   uint64     `json:"received"`           // routes in AdjRibIn
+	Accepted   uint64     `json:"accepted"`
+	Advertised uint64     `json:"advertised"`
+	HeldBack   *HeldBack  `json:"heldBack,omitempty"`
+	Error      string     `json:"error,omitempty"`
+}
+
+// HeldBack says why a peer is kept away: its messages ended the speaker more than once.
+type HeldBack struct {
+	Until  time.Time `json:"until"`
+	Reason string    `json:"reason"`
+}
+
+// Routes is the route table's state.
+type Routes struct {
+	ByOwner    map[string]int `json:"byOwner"` // in the kernel, by owner
+	Unresolved []string       `json:"unresolved,omitempty"`
+	Conflicts  []string       `json:"conflicts,omitempty"`
+	Errors     []string       `json:"errors,omitempty"`
+}
