@@ -1,0 +1,152 @@
+// Command causewayctl shows what the agent of this node sees and does.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/causeway-net/causeway/internal/status"
+)
+
+var version = "dev" // set by the linker
+
+func main() {
+	var socket string
+	var asJSON bool
+	root := &cobra.Command{
+		Use: "causewayctl", Short: "See what the agent of this node sees and does",
+		Version: version, SilenceUsage: true, SilenceErrors: true,
+	}
+	root.PersistentFlags().StringVar(&socket, "socket", "/run/causeway/agent.sock", "the agent's socket")
+	root.PersistentFlags().BoolVar(&asJSON, "json", false, "print the whole status as JSON")
+	for _, v := range views {
+		root.AddCommand(&cobra.Command{
+			Use: v.name, Short: v.short, Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
+				defer cancel()
+				st, err := status.Fetch(ctx, socket)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					enc := json.NewEncoder(cmd.OutOrStdout())
+					enc.SetIndent("", "  ")
+					return enc.Encode(st)
+				}
+				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+				v.print(w, st)
+				return w.Flush()
+			},
+		})
+	}
+	if err := root.ExecuteContext(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "causewayctl:", err)
+		os.Exit(1)
+	}
+}
+
+// views are the subcommands: each prints one part of the status.
+var views = []struct {
+	name, short string
+	print       func(io.Writer, status.Status)
+}{
+	{"status", "The node in short, and everything that is wrong", printStatus},
+	{"peers", "BGP sessions", printPeers},
+	{"addresses", "Blocks and the pods' addresses", printAddresses},
+	{"problems", "Objects and fields of the datastore that are not in force", printProblems},
+}
+
+func printStatus(w io.Writer, st status.Status) {
+	ready := "yes"
+	if !st.Ready {
+		ready = "no: " + st.NotReady
+	}
+	established := 0
+	for _, p := range st.Peers {
+		if p.State == "Established" {
+			established++
+		}
+	}
+	fmt.Fprintf(w, "Node\t%s\nVersion\t%s\nUp for\t%s\nReady\t%s\n", st.Node, st.Version, time.Since(st.Started).Round(time.Second), ready)
+	fmt.Fprintf(w, "Peers\t%d of %d established\n", established, len(st.Peers))
+	fmt.Fprintf(w, "Speaker\tpid %d, %d restarts\n", st.Speaker.PID, st.Speaker.Restarts)
+	if st.Speaker.Error != "" {
+		fmt.Fprintf(w, "\t%s\n", st.Speaker.Error)
+	}
+	fmt.Fprintf(w, "Pods\t%d, MTU %d\nBlocks\t%d\nRoutes\t%s\n", len(st.Endpoints), st.MTU, len(st.Blocks), routeCounts(st.Routes.ByOwner))
+	for _, l := range []struct {
+		what  string
+		lines []string
+	}{{"Route conflict", st.Routes.Conflicts}, {"Next hop unresolved", st.Routes.Unresolved}, {"Route error", st.Routes.Errors}} {
+		for _, s := range l.lines {
+			fmt.Fprintf(w, "%s\t%s\n", l.what, s)
+		}
+	}
+	for _, p := range st.Peers {
+		if p.HeldBack != nil {
+			fmt.Fprintf(w, "Peer held back\t%s until %s: %s\n", p.Address, p.HeldBack.Until.Format(time.RFC3339), p.HeldBack.Reason)
+		}
+	}
+	printProblems(w, st)
+}
+
+func routeCounts(by map[string]int) string {
+	var parts []string
+	for _, owner := range []string{"workload", "block", "tunnel", "bgp"} {
+		if n, ok := by[owner]; ok {
+			parts = append(parts, fmt.Sprintf("%d %s", n, owner))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+func printPeers(w io.Writer, st status.Status) {
+	fmt.Fprintln(w, "PEER\tASN\tFROM\tSTATE\tSINCE\tRECEIVED\tACCEPTED\tADVERTISED\tNOTE")
+	for _, p := range st.Peers {
+		since, note := "-", p.Error
+		if !p.Since.IsZero() {
+			since = time.Since(p.Since).Round(time.Second).String()
+		}
+		if p.HeldBack != nil {
+			note = "held back until " + p.HeldBack.Until.Format(time.RFC3339) + ": " + p.HeldBack.Reason
+		}
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", p.Address, p.ASN, p.Resource, p.State, since, p.Received, p.Accepted, p.Advertised, note)
+	}
+}
+
+func printAddresses(w io.Writer, st status.Status) {
+	for _, b := range st.Blocks {
+		fmt.Fprintf(w, "block %s\n", b)
+	}
+	fmt.Fprintln(w, "ADDRESSES\tPOD\tLINK\tCONTAINER")
+	for _, ep := range st.Endpoints {
+		var addrs []string
+		for _, a := range ep.Addresses {
+			addrs = append(addrs, a.String())
+		}
+		pod := ep.Pod
+		if ep.Namespace != "" {
+			pod = ep.Namespace + "/" + ep.Pod
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", strings.Join(addrs, ","), pod, ep.HostInterface, ep.Key)
+	}
+}
+
+func printProblems(w io.Writer, st status.Status) {
+	for _, p := range st.Problems {
+		kind := "Not in force"
+		if p.Ignored {
+			kind = "Not acted on"
+		}
+		fmt.Fprintf(w, "%s\t%s\n", kind, p)
+	}
+}
