@@ -1,0 +1,94 @@
+// Package sandbox runs the tests of a package in network and mount namespaces of their own,
+// where they may do to links, routes and /run what they like, and makes pods' namespaces
+// there. Tests need root.
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const inside = "CAUSEWAY_TEST_SANDBOX"
+
+// Main is for TestMain: it runs the test binary again inside, and ends the process.
+func Main(m *testing.M) {
+	if os.Getenv(inside) != "" {
+		os.Exit(m.Run())
+	}
+	// The shell prepares the namespaces before any Go runtime runs in them.
+	cmd := exec.Command("/bin/sh", append([]string{"-ec", prepare, "sh", os.Args[0]}, os.Args[1:]...)...)
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		os.Exit(exit.ExitCode())
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "sandbox: these tests need root and namespaces:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+const prepare = `
+mount --make-rprivate /
+mount -t tmpfs tmpfs /run
+mkdir /run/netns
+ip link set lo up
+echo 1 >/proc/sys/net/ipv4/ip_forward
+echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+exec "$@"`
+
+var pods atomic.Int64
+
+// Pod makes a network namespace, returns its path and removes it when the test ends.
+func Pod(t testing.TB) string {
+	t.Helper()
+	name := fmt.Sprintf("pod%d", pods.Add(1))
+	Run(t, "ip", "netns", "add", name)
+	path := filepath.Join("/run/netns", name)
+	t.Cleanup(func() {
+		if _, err := os.Stat(path); err == nil {
+			Run(t, "ip", "netns", "del", name)
+		}
+	})
+	return path
+}
+
+// In runs a command inside the namespace at path and returns its output.
+func In(t testing.TB, path string, command ...string) string {
+	t.Helper()
+	return Run(t, append([]string{"ip", "netns", "exec", filepath.Base(path)}, command...)...)
+}
+
+// Run runs a command, which must succeed, and returns its output.
+func Run(t testing.TB, command ...string) string {
+	t.Helper()
+	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(command, " "), err, out)
+	}
+	return string(out)
+}
+
+// Open opens a namespace for the length of the test.
+func Open(t testing.TB, path string) *os.File {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
