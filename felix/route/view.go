@@ -1,0 +1,310 @@
+package route
+
+import (
+	"slices"
+	"time"
+)
+
+// minResync is the shortest time between two dumps that events ask for.
+const minResync = time.Second
+
+// wantDump asks for a dump after at least wait.
+func (c *core) wantDump(wait time.Duration) {
+	at := c.now.Add(wait)
+	if soon := c.lastDump.Add(minResync); at.Before(soon) {
+		at = soon
+	}
+	if c.resyncAt.IsZero() || at.Before(c.resyncAt) {
+		c.resyncAt = at
+	}
+}
+
+// beginDump starts a generation: what the dump does not confirm until endDump is gone.
+func (c *core) beginDump() { c.gen++ }
+
+func (c *core) endDump() {
+	for _, l := range c.links {
+		if l.gen != c.gen {
+			c.linkGone(l.index, c.lastSeq)
+		}
+	}
+	var gone []*fibEntry
+	for _, g := range c.groups {
+		for _, f := range g.routes {
+			if f.gen != c.gen {
+				gone = append(gone, f)
+			}
+		}
+	}
+	for _, f := range gone {
+		c.lost(f)
+	}
+	c.ready, c.lastDump, c.resyncAt = true, c.now, time.Time{}
+	c.checkSynced()
+}
+
+// tell takes an event of the kernel.
+func (c *core) tell(ev *event) {
+	switch ev.kind {
+	case linkSet:
+		c.linkSet(ev)
+	case linkGone:
+		c.linkGone(ev.link.index, ev.after)
+	case addrSet:
+		c.retrySoon()
+	case addrGone:
+		// The kernel drops IPv4 routes with the last address of a link (fib_disable_ip)
+		// without a word, and only after this event.
+		c.wantDump(100 * time.Millisecond)
+	case routeSet:
+		c.routeSet(ev)
+	case routeGone:
+		c.routeGone(ev)
+	}
+}
+
+// linkState is a link and the generation of the dump that last told of it.
+type linkState struct {
+	link
+	gen uint8
+}
+
+func (c *core) linkSet(ev *event) {
+	l := c.links[ev.link.index]
+	if l == nil {
+		l = &linkState{link: link{index: ev.link.index}}
+		c.links[l.index] = l
+	}
+	old := l.link
+	l.link, l.gen = ev.link, c.gen
+	if old.name != l.name {
+		if at, ok := c.names[old.name]; ok && at == l.index {
+			delete(c.names, old.name)
+			c.touchName(old.name)
+		}
+		c.names[l.name] = l.index
+		c.touchName(l.name)
+	}
+	if old == l.link {
+		return
+	}
+	c.touchLink(l.index)
+	if old.up && !l.up {
+		c.linkDown(l.index, ev.after, false)
+	}
+	if !old.up && l.up {
+		c.retrySoon()
+	}
+}
+
+func (c *core) linkGone(index int32, after uint64) {
+	l := c.links[index]
+	if l == nil {
+		return
+	}
+	delete(c.links, index)
+	if at, ok := c.names[l.name]; ok && at == index {
+		delete(c.names, l.name)
+		c.touchName(l.name)
+	}
+	c.touchLink(index)
+	c.linkDown(index, after, true)
+}
+
+// linkDown does to what we know what the kernel does to its routes when a link goes down
+// or away, of which it says nothing for IPv4 (fib_sync_down_dev) and, where the sysctl
+// skip_notify_on_dev_down is set, for IPv6 (fib6_ifdown).
+func (c *core) linkDown(index int32, after uint64, gone bool) {
+	var lost, unsure []*fibEntry
+	for g := range c.devGroups[index] {
+		dead := !slices.ContainsFunc(g.hops, func(h hop) bool { l := c.links[h.dev]; return l != nil && l.up })
+		for _, f := range g.routes {
+			switch v4 := f.entry.prefix.Addr().Is4(); {
+			case f.seq > after: // written since
+			case f.local && !gone:
+			case dead || gone && v4:
+				lost = append(lost, f)
+			case gone:
+				unsure = append(unsure, f)
+			}
+		}
+	}
+	for _, f := range lost {
+		c.lost(f)
+	}
+	for _, f := range unsure {
+		if f.ours {
+			f.unsure = true
+			c.enqueue(f.entry)
+		} else {
+			c.wantDump(0)
+		}
+	}
+}
+
+// lost takes a route out of what the kernel has, and queues whoever minds.
+func (c *core) lost(f *fibEntry) {
+	e := f.entry
+	minds := !f.ours || f.stale
+	c.remove(f)
+	if minds {
+		c.changed(e.prefix)
+	}
+	c.enqueue(e)
+}
+
+func (c *core) remove(f *fibEntry) {
+	e := f.entry
+	for at := &e.fib; *at != nil; at = &(*at).next {
+		if *at == f {
+			*at = f.next
+			break
+		}
+	}
+	if f.stale {
+		c.staleCount--
+	}
+	c.ungroup(f)
+	f.next = nil
+}
+
+func (c *core) regroup(f *fibEntry, g *group) {
+	if f.group == g {
+		return
+	}
+	g.refs++
+	c.ungroup(f)
+	f.group, f.inGrp = g, int32(len(g.routes))
+	g.routes = append(g.routes, f)
+}
+
+func (c *core) ungroup(f *fibEntry) {
+	g := f.group
+	if g == nil {
+		return
+	}
+	last := g.routes[len(g.routes)-1]
+	g.routes[f.inGrp] = last
+	last.inGrp = f.inGrp
+	g.routes[len(g.routes)-1] = nil
+	g.routes = g.routes[:len(g.routes)-1]
+	f.group = nil
+	c.release(g)
+}
+
+func (c *core) routeSet(ev *event) {
+	r := &ev.route
+	ours := r.proto == c.proto && !r.local
+	e := c.entryAt(r.prefix)
+	if c.overtaken(e, ev) && (ours || ev.replace) {
+		return
+	}
+	hops := r.hops
+	v6 := r.prefix.Addr().Is6()
+	// IPv6 keeps one route of several hops per metric where IPv4 keeps several routes;
+	// routes without gateway stand side by side in both.
+	merges := func(hops []hop) bool { return v6 && len(hops) > 0 && hops[0].gw.IsValid() }
+	var same *fibEntry
+	for f, next := e.fib, (*fibEntry)(nil); f != nil; f = next {
+		next = f.next
+		if f.local != r.local || f.tos != r.tos || f.metric != r.metric {
+			continue
+		}
+		merged := merges(f.group.hops) && merges(hops)
+		switch {
+		case f.ours == ours && (slices.Equal(f.group.hops, hops) && f.typ == r.typ && (ours || f.proto == r.proto) || same == nil && (ev.replace || merged)):
+			if same != nil {
+				c.lost(same)
+			}
+			same = f
+		case ev.replace:
+			c.lost(f)
+		case merged && f.ours && !ev.dump:
+			// A foreign hop was appended to our route: what is not ours is theirs.
+			hops = slices.DeleteFunc(slices.Clone(hops), func(h hop) bool { return slices.Contains(f.group.hops, h) })
+		}
+	}
+	if len(hops) == 0 && len(r.hops) > 0 {
+		return
+	}
+	g := c.intern(hops)
+	if same != nil && same.group == g && same.typ == r.typ && same.odd == r.odd && same.proto == r.proto {
+		same.gen = c.gen
+		if same.unsure {
+			same.unsure = false
+			c.enqueue(e)
+		}
+		return
+	}
+	known := same != nil
+	if !known {
+		same = &fibEntry{entry: e, next: e.fib, tos: r.tos, metric: r.metric, ours: ours, local: r.local}
+		e.fib = same
+	}
+	same.typ, same.proto, same.odd, same.unsure, same.gen = r.typ, r.proto, r.odd, false, c.gen
+	c.regroup(same, g)
+	if ours && !known && !c.synced && e.cands == nil {
+		same.stale = true
+		c.staleCount++
+	}
+	if !ours || same.stale {
+		c.changed(e.prefix)
+	}
+	if ours && c.ready {
+		c.heal(e)
+	}
+	c.enqueue(e)
+}
+
+func (c *core) routeGone(ev *event) {
+	r := &ev.route
+	ours := r.proto == c.proto && !r.local
+	e, ok := c.entries.Get(r.prefix)
+	if !ok || ours && c.overtaken(e, ev) {
+		return
+	}
+	var same *fibEntry
+	for f := e.fib; f != nil; f = f.next {
+		if f.ours != ours || f.local != r.local || f.tos != r.tos || f.metric != r.metric || f.proto != r.proto {
+			continue
+		}
+		if same == nil || slices.Equal(f.group.hops, r.hops) {
+			same = f
+		}
+	}
+	if same == nil {
+		return
+	}
+	if ours {
+		c.heal(e)
+	}
+	if r.prefix.Addr().Is6() && !slices.Equal(same.group.hops, r.hops) {
+		// One hop of several went.
+		left := slices.DeleteFunc(slices.Clone(same.group.hops), func(h hop) bool { return slices.Contains(r.hops, h) })
+		if len(left) > 0 {
+			c.regroup(same, c.intern(left))
+			if !ours || same.stale {
+				c.changed(e.prefix)
+			}
+			c.enqueue(e)
+			return
+		}
+	}
+	if !r.prefix.Addr().Is6() && !slices.Equal(same.group.hops, r.hops) {
+		c.wantDump(0) // not the one we knew of
+	}
+	c.lost(same)
+}
+
+// overtaken reports whether the event is older than our last write at its key.
+func (c *core) overtaken(e *entry, ev *event) bool {
+	if ev.dump {
+		return false
+	}
+	for f := e.fib; f != nil; f = f.next {
+		if f.ours && f.seq > ev.after && f.at(ev.route.tos, ev.route.metric) {
+			return true
+		}
+	}
+	return false
+}
