@@ -1,0 +1,253 @@
+package gobgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	api "github.com/osrg/gobgp/v3/api"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/causeway-net/causeway/bgp"
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+// The export policy (DESIGN §4.9): what the node owns goes to every peer; what an eBGP peer told
+// goes to internal peers only, so that a server is no transit; the rest is as BGP has it. Peers
+// are told apart by neighbor sets. The set of internal peers is the one that allows: a peer that
+// someone adds by hand gets no transit.
+
+// classes are the neighbor sets, each sorted.
+type classes struct {
+	internal []string // sessions that may carry what eBGP peers told
+	self     []string // nextHopMode Self
+	keep     []string // nextHopMode Keep
+}
+
+func (c classes) equal(o classes) bool {
+	return slices.Equal(c.internal, o.internal) && slices.Equal(c.self, o.self) && slices.Equal(c.keep, o.keep)
+}
+
+func classify(s *bgp.Speaker) classes {
+	var c classes
+	for _, p := range s.Peers {
+		h := host(p.Addr)
+		if p.IBGP() {
+			c.internal = append(c.internal, h)
+		}
+		switch p.NextHopMode {
+		case model.NextHopSelf:
+			c.self = append(c.self, h)
+		case model.NextHopKeep:
+			c.keep = append(c.keep, h)
+		}
+	}
+	return c
+}
+
+// appliedPolicy is what stands in the speaker. GoBGP's policies keep pointing at the sets they
+// were made with, so every change makes new sets and a new policy, under names with a higher
+// generation, switches over in one step, and deletes the old ones.
+type appliedPolicy struct {
+	generation  int // 0: none yet
+	classes     classes
+	fingerprint string // of what the speaker showed right after the switch; empty: not to be trusted
+}
+
+const policyPrefix = "causeway-"
+
+// nobody stands in every set: an empty one matches everybody.
+const nobody = "0.0.0.0/32"
+
+func policyName(generation int) string { return fmt.Sprintf("%sexport-%d", policyPrefix, generation) }
+
+func exportPolicy(generation int, c classes) (sets []*api.DefinedSet, policy *api.Policy) {
+	name := policyName(generation)
+	set := func(what string, list []string) string {
+		n := name + "-" + what
+		sets = append(sets, &api.DefinedSet{DefinedType: api.DefinedType_NEIGHBOR, Name: n, List: append([]string{nobody}, list...)})
+		return n
+	}
+	match := func(t api.MatchSet_Type, set string) *api.MatchSet { return &api.MatchSet{Type: t, Name: set} }
+	policy = &api.Policy{Name: name, Statements: []*api.Statement{
+		{
+			Name: name + "-no-transit",
+			Conditions: &api.Conditions{
+				NeighborSet: match(api.MatchSet_INVERT, set("internal", c.internal)),
+				RouteType:   api.Conditions_ROUTE_TYPE_EXTERNAL,
+			},
+			Actions: &api.Actions{RouteAction: api.RouteAction_REJECT},
+		}, {
+			Name:       name + "-next-hop-self",
+			Conditions: &api.Conditions{NeighborSet: match(api.MatchSet_ANY, set("self", c.self))},
+			Actions:    &api.Actions{Nexthop: &api.NexthopAction{Self: true}},
+		}, {
+			Name:       name + "-next-hop-keep",
+			Conditions: &api.Conditions{NeighborSet: match(api.MatchSet_ANY, set("keep", c.keep))},
+			Actions:    &api.Actions{Nexthop: &api.NexthopAction{Unchanged: true}},
+		},
+	}}
+	return sets, policy
+}
+
+// applyPolicy makes the policy match the desired peers. A change of the sets bounces nothing:
+// who is internal changes only with a new session, and whose next hop mode changed is sent the
+// routes again.
+func (l *life) applyPolicy(ctx context.Context, want *bgp.Speaker) error {
+	c := classify(want)
+	p := &l.policy
+	drift := p.generation > 0 && p.fingerprint == ""
+	if p.generation > 0 && !drift && p.classes.equal(c) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	// A failed attempt may have left sets and statements of its generation behind.
+	p.generation++
+	name := policyName(p.generation)
+	sets, policy := exportPolicy(p.generation, c)
+	for _, s := range sets {
+		if _, err := l.client.AddDefinedSet(ctx, &api.AddDefinedSetRequest{DefinedSet: s, Replace: true}); err != nil {
+			return fmt.Errorf("policy %s: AddDefinedSet: %w", name, err)
+		}
+	}
+	if _, err := l.client.AddPolicy(ctx, &api.AddPolicyRequest{Policy: policy}); err != nil {
+		return fmt.Errorf("policy %s: AddPolicy: %w", name, err)
+	}
+	for _, a := range []*api.PolicyAssignment{
+		{Name: "global", Direction: api.PolicyDirection_EXPORT, Policies: []*api.Policy{{Name: name}}, DefaultAction: api.RouteAction_ACCEPT},
+		{Name: "global", Direction: api.PolicyDirection_IMPORT, DefaultAction: api.RouteAction_ACCEPT},
+	} {
+		if _, err := l.client.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: a}); err != nil {
+			return fmt.Errorf("policy %s: SetPolicyAssignment: %w", name, err)
+		}
+	}
+	old := p.classes
+	p.classes = c
+	err := l.sweepPolicies(ctx, name)
+	if p.fingerprint, _ = l.policyFingerprint(ctx); p.fingerprint == "" {
+		err = errors.Join(err, fmt.Errorf("policy %s: it cannot be read back", name))
+	}
+	if drift {
+		return errors.Join(err, l.resendAll(ctx))
+	}
+	return errors.Join(err, l.resend(ctx, old, c))
+}
+
+// sweepPolicies deletes our policies and sets of other generations.
+func (l *life) sweepPolicies(ctx context.Context, keep string) error {
+	var errs []error
+	var policies []*api.Policy
+	s, err := l.client.ListPolicy(ctx, &api.ListPolicyRequest{})
+	errs = append(errs, list(s, err, func(x *api.ListPolicyResponse) { policies = append(policies, x.Policy) }))
+	for _, p := range policies {
+		if strings.HasPrefix(p.Name, policyPrefix) && p.Name != keep {
+			_, err := l.client.DeletePolicy(ctx, &api.DeletePolicyRequest{Policy: &api.Policy{Name: p.Name}, All: true})
+			errs = append(errs, err)
+		}
+	}
+	var sets []*api.DefinedSet
+	d, err := l.client.ListDefinedSet(ctx, &api.ListDefinedSetRequest{DefinedType: api.DefinedType_NEIGHBOR})
+	errs = append(errs, list(d, err, func(x *api.ListDefinedSetResponse) { sets = append(sets, x.DefinedSet) }))
+	for _, x := range sets {
+		if strings.HasPrefix(x.Name, policyPrefix) && !strings.HasPrefix(x.Name, keep+"-") {
+			_, err := l.client.DeleteDefinedSet(ctx, &api.DeleteDefinedSetRequest{DefinedSet: &api.DefinedSet{DefinedType: x.DefinedType, Name: x.Name}, All: true})
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("old policies: %w", err)
+	}
+	return nil
+}
+
+// policyFingerprint is the text of all that has a say in what is exported and imported.
+func (l *life) policyFingerprint(ctx context.Context) (string, error) {
+	var b strings.Builder
+	marshal := proto.MarshalOptions{Deterministic: true}
+	put := func(m proto.Message) {
+		x, _ := marshal.Marshal(m)
+		b.Write(x)
+	}
+	a, err := l.client.ListPolicyAssignment(ctx, &api.ListPolicyAssignmentRequest{Name: "global"})
+	err = list(a, err, func(x *api.ListPolicyAssignmentResponse) { put(x.Assignment) })
+	if err != nil {
+		return "", fmt.Errorf("ListPolicyAssignment: %w", err)
+	}
+	var sets []*api.DefinedSet
+	d, err := l.client.ListDefinedSet(ctx, &api.ListDefinedSetRequest{DefinedType: api.DefinedType_NEIGHBOR})
+	err = list(d, err, func(x *api.ListDefinedSetResponse) {
+		if strings.HasPrefix(x.DefinedSet.Name, policyPrefix) {
+			sets = append(sets, x.DefinedSet)
+		}
+	})
+	if err != nil {
+		return "", fmt.Errorf("ListDefinedSet: %w", err)
+	}
+	slices.SortFunc(sets, func(a, b *api.DefinedSet) int { return strings.Compare(a.Name, b.Name) })
+	for _, s := range sets {
+		put(s)
+	}
+	return b.String(), nil
+}
+
+// observePolicy notices what someone else changed.
+func (l *life) observePolicy(ctx context.Context) error {
+	if l.policy.generation == 0 || l.policy.fingerprint == "" {
+		return nil
+	}
+	f, err := l.policyFingerprint(ctx)
+	if err != nil {
+		return err
+	}
+	if f != l.policy.fingerprint {
+		l.log.Warn("routing policy was changed behind the agent's back; mending that")
+		l.policy.fingerprint = ""
+	}
+	return nil
+}
+
+// resend sends the routes again to the peers whose next hop mode changed.
+func (l *life) resend(ctx context.Context, old, now classes) error {
+	var errs []error
+	for a := range l.peers {
+		h := host(a)
+		in := func(c classes) [2]bool { return [2]bool{slices.Contains(c.self, h), slices.Contains(c.keep, h)} }
+		if in(old) != in(now) {
+			errs = append(errs, l.softReset(ctx, a, api.ResetPeerRequest_OUT))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// resendAll repairs what a foreign policy may have done. A soft reset does not withdraw what
+// should not have been sent, so sessions that may have been made a transit are reset hard.
+func (l *life) resendAll(ctx context.Context) error {
+	external := 0
+	for _, p := range l.peers {
+		if !p.IBGP() {
+			external++
+		}
+	}
+	var errs []error
+	for a, p := range l.peers {
+		if p.IBGP() || external < 2 {
+			errs = append(errs, l.softReset(ctx, a, api.ResetPeerRequest_BOTH))
+			continue
+		}
+		if _, err := l.client.ResetPeer(ctx, &api.ResetPeerRequest{Address: a.String(), Communication: "routing policy restored"}); err != nil {
+			errs = append(errs, fmt.Errorf("peer %s: ResetPeer: %w", a, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (l *life) softReset(ctx context.Context, a netip.Addr, d api.ResetPeerRequest_SoftResetDirection) error {
+	if _, err := l.client.ResetPeer(ctx, &api.ResetPeerRequest{Address: a.String(), Soft: true, Direction: d}); err != nil {
+		return fmt.Errorf("peer %s: ResetPeer: %w", a, err)
+	}
+	return nil
+}
