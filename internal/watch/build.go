@@ -1,0 +1,241 @@
+package watch
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	v3 "github.com/causeway-net/causeway/api/v3"
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+// Sourced is an object and where it was read.
+type Sourced struct {
+	*Object
+	Source string // model.Problem.Source
+}
+
+// Input is what Build makes a snapshot of.
+type Input struct {
+	// Objects in force. No two have the same Key; those that are invalid only
+	// contribute their Problems.
+	Objects []Sourced
+	// Problems that the source found itself.
+	Problems []model.Problem
+}
+
+// Build makes the snapshot of all objects. It is deterministic: neither the order of the
+// objects nor what was built before matters. Revision is left 0.
+func Build(in Input, opt Options) *model.Snapshot {
+	b := builder{Input: in, opt: opt, s: &model.Snapshot{IPAM: defaultIPAM}, secrets: map[string]secret{}}
+	b.s.Problems = slices.Clone(in.Problems)
+	b.sortIn()
+	b.pools()
+	b.s.Blocks = b.blocks()
+	b.bgp()
+	b.peers()
+
+	s := b.s
+	slices.SortFunc(s.Nodes, func(a, b model.Node) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(s.Pools, func(a, b model.Pool) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(s.Peers, func(a, b model.BGPPeer) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(s.Reservations, comparePrefix)
+	s.Reservations = slices.Compact(s.Reservations)
+	slices.SortFunc(s.Problems, compareProblem)
+	s.Problems = slices.Compact(s.Problems)
+	return s
+}
+
+type builder struct {
+	Input
+	opt     Options
+	s       *model.Snapshot
+	secrets map[string]secret // of the secret namespace, by name
+
+	poolObjects, peerObjects, configs, blockObjects []Sourced
+}
+
+// sortIn puts each object into its place and collects the problems of all.
+func (b *builder) sortIn() {
+	for _, o := range b.Objects {
+		for _, p := range o.Problems {
+			p.Source = o.Source
+			b.s.Problems = append(b.s.Problems, p)
+		}
+		switch v := o.value.(type) {
+		case model.Node:
+			b.s.Nodes = append(b.s.Nodes, v)
+		case secret:
+			if o.Key.Namespace == b.opt.secretNamespace() {
+				b.secrets[o.Key.Name] = v
+			}
+		case model.Pool:
+			b.poolObjects = append(b.poolObjects, o)
+		case bgpConfiguration:
+			b.configs = append(b.configs, o)
+		case bgpPeer:
+			b.peerObjects = append(b.peerObjects, o)
+		case model.IPAMConfig:
+			b.s.IPAM = v
+		case []netip.Prefix:
+			b.s.Reservations = append(b.s.Reservations, v...)
+		case block:
+			b.blockObjects = append(b.blockObjects, o)
+		}
+	}
+}
+
+// problem notes that o is not in force (or, if ignored, that one field of it is not).
+func (b *builder) problem(o Sourced, ignored bool, field, format string, args ...any) {
+	b.s.Problems = append(b.s.Problems, model.Problem{
+		Object: o.Key, Source: o.Source, Field: field, Message: fmt.Sprintf(format, args...), Ignored: ignored,
+	})
+}
+
+// pools puts the pools in force: of those that overlap, the one created first; of those
+// created together, the first by name.
+func (b *builder) pools() {
+	slices.SortFunc(b.poolObjects, func(x, y Sourced) int {
+		return cmp.Or(x.created.Compare(y.created), cmp.Compare(x.Key.Name, y.Key.Name))
+	})
+	for _, o := range b.poolObjects {
+		p := o.value.(model.Pool)
+		i := slices.IndexFunc(b.s.Pools, func(q model.Pool) bool { return q.CIDR.Overlaps(p.CIDR) })
+		if i >= 0 {
+			q := &b.s.Pools[i]
+			b.problem(o, false, ".spec.cidr", "is %q, which overlaps %q of IPPool %s, created earlier or first by name; pools must not overlap", p.CIDR, q.CIDR, q.Name)
+			continue
+		}
+		b.s.Pools = append(b.s.Pools, p)
+	}
+}
+
+// blocks returns the blocks sorted. Of blocks that overlap, which only someone's hand can
+// bring about, the one claimed first is in force, so that an address has one owner.
+func (b *builder) blocks() []model.Block {
+	objects := slices.DeleteFunc(b.blockObjects, func(o Sourced) bool { return o.value.(block).deleted })
+	slices.SortFunc(objects, func(x, y Sourced) int {
+		return comparePrefix(x.value.(block).CIDR, y.value.(block).CIDR)
+	})
+	out := make([]model.Block, 0, len(objects))
+	for len(objects) > 0 {
+		// Sorted as they are, all blocks that overlap the first one follow it.
+		first := objects[0].value.(block).CIDR
+		n := 1
+		for n < len(objects) && first.Overlaps(objects[n].value.(block).CIDR) {
+			n++
+		}
+		if n == 1 {
+			out = append(out, objects[0].value.(block).Block)
+		} else {
+			out = append(out, b.firstClaims(objects[:n])...)
+		}
+		objects = objects[n:]
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+func (b *builder) firstClaims(objects []Sourced) []model.Block {
+	byClaim := slices.SortedFunc(slices.Values(objects), func(x, y Sourced) int {
+		return cmp.Or(x.value.(block).claimed.Compare(y.value.(block).claimed), cmp.Compare(x.Key.Name, y.Key.Name))
+	})
+	var out []model.Block
+	for _, o := range byClaim {
+		v := o.value.(block)
+		i := slices.IndexFunc(out, func(other model.Block) bool { return other.CIDR.Overlaps(v.CIDR) })
+		if i >= 0 {
+			b.problem(o, false, ".spec.cidr", "is %q, which overlaps the block %s, claimed earlier; delete the one that no pod uses", v.CIDR, out[i].CIDR)
+			continue
+		}
+		out = append(out, v.Block)
+	}
+	slices.SortFunc(out, func(x, y model.Block) int { return comparePrefix(x.CIDR, y.CIDR) })
+	return out
+}
+
+// bgp merges the default configuration with this node's.
+func (b *builder) bgp() {
+	cfg := &b.s.BGP
+	*cfg = model.BGPConfig{
+		ASN: DefaultASN, Mesh: true, ListenPort: DefaultListenPort,
+		RoutePriority4: DefaultRoutePriority, RoutePriority6: DefaultRoutePriority,
+	}
+	key := model.Object{Kind: v3.KindBGPConfiguration, Name: defaultConfiguration}
+	byNode := map[string]Sourced{}
+	for _, o := range b.configs {
+		byNode[o.value.(bgpConfiguration).node] = o
+	}
+	if o, ok := byNode[""]; ok {
+		v := o.value.(bgpConfiguration)
+		*cfg = v.config
+		cfg.PrefixCommunities = v.prefixes
+		if v.password != nil {
+			password, err := v.password.resolve(b.secrets, b.opt.secretNamespace())
+			if err != nil {
+				cfg.Mesh = false
+				b.problem(o, false, v.password.field, "%v; the node mesh stays down without its password", err)
+			}
+			cfg.MeshPassword = password
+		}
+	} else if i := slices.IndexFunc(b.s.Problems, func(p model.Problem) bool { return p.Object == key && !p.Ignored }); i >= 0 {
+		// What the broken object wants is unknown: it may be a password, or no mesh.
+		cfg.Mesh = false
+		b.s.Problems = append(b.s.Problems, model.Problem{
+			Object: key, Source: b.s.Problems[i].Source, Field: ".spec.nodeToNodeMeshEnabled",
+			Message: "the node mesh stays down until a version of this object is valid",
+		})
+	}
+	for node, o := range byNode {
+		v := o.value.(bgpConfiguration)
+		switch {
+		case node == "":
+		case node != b.opt.Node:
+			if p := v.config.ListenPort; p != 0 && p != cfg.ListenPort {
+				b.problem(o, true, ".spec.listenPort", "is not acted on by other nodes yet: they reach node %s at the port of %q", node, defaultConfiguration)
+			}
+		}
+	}
+	if o, ok := byNode[b.opt.Node]; ok && b.opt.Node != "" {
+		v := o.value.(bgpConfiguration)
+		cfg.ListenPort = cmp.Or(v.config.ListenPort, cfg.ListenPort)
+		if v.prefixes != nil {
+			cfg.PrefixCommunities = v.prefixes
+		}
+	}
+}
+
+// peers puts the peers in force whose passwords are there.
+func (b *builder) peers() {
+	for _, o := range b.peerObjects {
+		v := o.value.(bgpPeer)
+		if r := v.password; r != nil {
+			password, err := r.resolve(b.secrets, b.opt.secretNamespace())
+			if err != nil {
+				b.problem(o, false, r.field, "%v; the peer stays down without its password", err)
+				continue
+			}
+			v.Password = password
+		}
+		b.s.Peers = append(b.s.Peers, v.BGPPeer)
+	}
+}
+
+// comparePrefix orders by address, then the shorter prefix first.
+func comparePrefix(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+func compareProblem(a, b model.Problem) int {
+	return cmp.Or(
+		cmp.Compare(a.Object.Kind, b.Object.Kind),
+		cmp.Compare(a.Object.Namespace, b.Object.Namespace),
+		cmp.Compare(a.Object.Name, b.Object.Name),
+		cmp.Compare(a.Source, b.Source),
+		cmp.Compare(a.Field, b.Field),
+		cmp.Compare(a.Message, b.Message),
+	)
+}
