@@ -1,0 +1,270 @@
+// Package ipam gives addresses to pods. It owns the address blocks of this node (the
+// IPAMBlock is the only record of who owns what, and it changes by compare-and-swap
+// alone), the choice of pool and address, the stash of addresses that are marked in a
+// block before anybody needs them, and the journal of what was promised to pods.
+//
+// The rule that everything here follows: an address is marked in its block before it is
+// used, and it is free in the journal before it is freed in the block. So whatever the
+// agent or the Store dies of, and whenever, no address has two owners (invariant I1), and
+// what is marked but unused is found again by the next start.
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+// Errors that callers tell apart with errors.Is; they come wrapped with the object.
+var (
+	ErrNotReady     = errors.New("ipam is not ready")                  // no snapshot yet, or the Store was never read
+	ErrNoPool       = errors.New("no usable pool")                     // no pool may serve this request on this node
+	ErrExhausted    = errors.New("no free address")                    // pools are there, but nothing is free
+	ErrAddressInUse = errors.New("address is in use")                  // the requested address has another holder
+	ErrNotInPool    = errors.New("address is in no pool of this node") // the requested address may not be given here
+	ErrReserved     = errors.New("address is reserved")                // an IPReservation covers the requested address
+	ErrClosed       = errors.New("ipam is closed")
+)
+
+// Config is what New needs.
+type Config struct {
+	Node       string       // required: this node's name
+	Store      Store        // required
+	JournalDir string       // required: a folder on local disk, made (0700) when missing
+	Log        *slog.Logger // required
+
+	// Private says that no other node sees the Store (a manifest folder of this node
+	// alone): only pools whose nodeSelector pins kubernetes.io/hostname to this node are
+	// used, because nothing else keeps two such nodes from claiming the same block.
+	Private bool
+
+	// Batch is how long Run waits, once there is something to write, for more to write
+	// with it; default 50 ms.
+	Batch time.Duration
+	// Resync is the longest time between two readings of the whole Store; default 5 min.
+	Resync time.Duration
+	// BlockIdle is how long a block stays empty before it is given back; default 1 min.
+	BlockIdle time.Duration
+
+	Now      func() time.Time     // optional: the clock; default time.Now
+	SyncFile func(*os.File) error // optional: makes a journal file durable; default (*os.File).Sync
+}
+
+func (c *Config) defaults() error {
+	switch {
+	case c.Node == "":
+		return errors.New("ipam: Config.Node is empty: want this node's name")
+	case c.Store == nil:
+		return errors.New("ipam: Config.Store is nil")
+	case c.JournalDir == "":
+		return errors.New("ipam: Config.JournalDir is empty: want a folder on local disk")
+	case c.Log == nil:
+		return errors.New("ipam: Config.Log is nil")
+	}
+	if c.Batch == 0 {
+		c.Batch = 50 * time.Millisecond
+	}
+	if c.Resync == 0 {
+		c.Resync = 5 * time.Minute
+	}
+	if c.BlockIdle == 0 {
+		c.BlockIdle = time.Minute
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.SyncFile == nil {
+		c.SyncFile = (*os.File).Sync
+	}
+	return nil
+}
+
+// Allocator gives out and takes back the addresses of one node's pods. Its methods may be
+// called concurrently.
+type Allocator struct {
+	cfg     Config
+	log     *slog.Logger
+	journal *journal
+	keys    keyLocks      // one Assign or Release of a container at a time
+	writer  chan struct{} // holds one token: who has it may call the Store
+	poke    chan struct{} // wakes Run
+
+	mu sync.Mutex
+	// state is what the journal says; it changes through state.apply only.
+	state state
+	snap  *model.Snapshot // nil until Set
+	pools map[string]*pool
+	// orphans are addresses that the blocks give to a container of this node of which
+	// the (lost or damaged) journal knows nothing. They stay until DEL or GC names them.
+	orphans map[netip.Addr]orphan
+	dirty   map[netip.Prefix]struct{} // blocks that do not yet say what state says
+	synced  bool                      // the Store was read in full since New
+	adopt   bool                      // an unknown stash mark of ours can be believed to be unused
+	closed  bool
+
+	// What follows belongs to the holder of the writer's token, and of mu as well where
+	// it is changed; so either suffices for reading.
+	blocks   map[netip.Prefix]*Block    // last known version of our own blocks and those we hold addresses of
+	claimed  claims                     // every block known to exist
+	stale    map[netip.Prefix]struct{}  // blocks to be read again before they are written
+	empty    map[netip.Prefix]time.Time // own blocks without a pod, and since when
+	lastSync time.Time
+}
+
+// New opens the journal (it replays it) and returns an Allocator that knows its
+// endpoints. It fails when the journal belongs to another node or is open in another
+// process. Nothing is read from the Store yet.
+func New(cfg Config) (*Allocator, error) {
+	if err := cfg.defaults(); err != nil {
+		return nil, err
+	}
+	a := &Allocator{
+		cfg:     cfg,
+		log:     cfg.Log.With("component", "ipam"),
+		writer:  make(chan struct{}, 1),
+		poke:    make(chan struct{}, 1),
+		state:   newState(),
+		pools:   map[string]*pool{},
+		orphans: map[netip.Addr]orphan{},
+		dirty:   map[netip.Prefix]struct{}{},
+		blocks:  map[netip.Prefix]*Block{},
+		stale:   map[netip.Prefix]struct{}{},
+		empty:   map[netip.Prefix]time.Time{},
+	}
+	a.writer <- struct{}{}
+	j, err := openJournal(cfg, a.log, &a.state, a.mirror)
+	if err != nil {
+		return nil, fmt.Errorf("ipam: journal %s: %w", cfg.JournalDir, err)
+	}
+	a.journal = j
+	a.adopt = a.state.whole
+	now := cfg.Now()
+	for _, h := range a.state.holds {
+		switch {
+		case h.state == stashed && !a.state.whole:
+			// A lost record may have given it to a pod: let it rest as if it had.
+			a.record(record{Kind: recFree, Addrs: []netip.Addr{h.addr}, Block: h.block, At: now})
+			fallthrough
+		case h.state != stashed:
+			a.dirty[h.block] = struct{}{}
+		}
+	}
+	return a, nil
+}
+
+// Close closes the journal. It writes nothing: a closed Allocator has lost no more than
+// one whose process was killed. Calls after it fail with ErrClosed.
+func (a *Allocator) Close() error {
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	return a.journal.close()
+}
+
+// Set gives the Allocator the pools, the IPAM configuration, the reservations and this
+// node's labels. It returns at once; Run acts on what has changed.
+func (a *Allocator) Set(s *model.Snapshot) {
+	a.mu.Lock()
+	a.snap = s
+	a.sortStash()
+	a.mu.Unlock()
+	a.wake()
+}
+
+// Endpoint returns the endpoint with that key.
+func (a *Allocator) Endpoint(k model.AttachmentKey) (model.Endpoint, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at, ok := a.state.endpoints[k]
+	if !ok {
+		return model.Endpoint{}, false
+	}
+	return at.endpoint(), true
+}
+
+// Endpoints returns all endpoints, sorted by key.
+func (a *Allocator) Endpoints() []model.Endpoint {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.state.list(func(model.Endpoint) bool { return true })
+}
+
+// Ready says why an ADD without special wishes would fail now, or nil.
+func (a *Allocator) Ready() error {
+	if err := a.journal.health(); err != nil {
+		return fmt.Errorf("%w: journal %s: %w", ErrNotReady, a.cfg.JournalDir, err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	wants, err := a.wants(model.AddressRequest{})
+	if err != nil {
+		return err
+	}
+	for _, w := range wants {
+		if err := a.servable(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// servable returns nil when one of w's pools has a stashed address or has not failed of
+// late (Run tries again every now and then). a.mu is held.
+func (a *Allocator) servable(w want) error {
+	var errs []error
+	for _, name := range w.pools {
+		p := a.pools[name]
+		if p == nil || p.err == nil || a.stashSize(p) > 0 || a.cfg.Now().Sub(p.errAt) > 2*recent {
+			return nil
+		}
+		errs = append(errs, p.err)
+	}
+	return errors.Join(errs...)
+}
+
+func (a *Allocator) wake() {
+	select {
+	case a.poke <- struct{}{}:
+	default:
+	}
+}
+
+// lockWriter takes the writer's token.
+func (a *Allocator) lockWriter(ctx context.Context) error {
+	select {
+	case <-a.writer:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (a *Allocator) unlockWriter() { a.writer <- struct{}{} }
+
+// record changes state and hands the change to the journal; the batch tells when it is on
+// disk. a.mu is held.
+func (a *Allocator) record(r record) *batch {
+	a.state.apply(r)
+	return a.journal.append(r)
+}
+
+func (a *Allocator) stashHandle() string { return StashPrefix + a.cfg.Node }
+
+// mirror returns the frames of the whole state, and the batch that they include.
+func (a *Allocator) mirror() (*batch, []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	b, _ := a.journal.cut()
+	var frames []byte
+	for _, r := range a.state.records(a.cfg.Node) {
+		frames = appendFrame(frames, r)
+	}
+	return b, frames
+}
