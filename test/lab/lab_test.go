@@ -264,7 +264,7 @@ func TestCommandPassesSignalsAndDiesWithItsParent(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	running := func() bool { return exec.Command("pgrep", "-f", "^sleep 4242").Run() == nil }
+	running := func() bool { return exec.Command("pgrep", "-f", "^/usr/bin/sleep 4242").Run() == nil }
 	poll(t, "the command runs", running)
 	cmd.Process.Kill()
 	cmd.Wait()

@@ -36,6 +36,9 @@ type Node struct {
 // Name is the node's name in the topology.
 func (n *Node) Name() string { return n.Spec.Name }
 
+// String is the node's name.
+func (n *Node) String() string { return n.Spec.Name }
+
 // NetNS is the path of the node's network namespace; its base name is what ip-netns(8)
 // takes.
 func (n *Node) NetNS() string { return netnsPath(netnsName(n.lab.Name, n.Spec.Name)) }
