@@ -17,12 +17,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const inside = "CAUSEWAY_TEST_SANDBOX"
+const (
+	inside   = "CAUSEWAY_TEST_SANDBOX"
+	binaries = "CAUSEWAY_TEST_BINARIES"
+)
 
-// Main is for TestMain: it runs the test binary again inside, and ends the process.
-func Main(m *testing.M) {
+// HostIPv4 and HostIPv6 are the addresses of the host that the sandbox is, on lo.
+const (
+	HostIPv4 = "192.0.2.1"
+	HostIPv6 = "2001:db8::1"
+)
+
+// Main is for TestMain: it runs the test binary again inside, and ends the process. The
+// named packages are built before, since there may be modules to fetch; Bin finds them.
+func Main(m *testing.M, packages ...string) {
 	if os.Getenv(inside) != "" {
 		os.Exit(m.Run())
+	}
+	os.Exit(enter(packages))
+}
+
+// Bin is the folder of the programs that Main built.
+func Bin() string { return os.Getenv(binaries) }
+
+// enter returns the exit code of the tests.
+func enter(packages []string) int {
+	if len(packages) > 0 {
+		dir, err := os.MkdirTemp("", "causeway-test-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "sandbox:", err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		os.Setenv(binaries, dir)
+		build := exec.Command("go", append([]string{"build", "-o", dir + "/"}, packages...)...)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "sandbox: go build %s: %v\n%s", strings.Join(packages, " "), err, out)
+			return 1
+		}
 	}
 	// The shell prepares the namespaces before any Go runtime runs in them.
 	cmd := exec.Command("/bin/sh", append([]string{"-ec", prepare, "sh", os.Args[0]}, os.Args[1:]...)...)
@@ -33,19 +66,22 @@ func Main(m *testing.M) {
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
+		return exit.ExitCode()
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "sandbox: these tests need root and namespaces:", err)
-		os.Exit(1)
+		return 1
 	}
-	os.Exit(0)
+	return 0
 }
 
 const prepare = `
 mount --make-rprivate /
 mount -t tmpfs tmpfs /run
 mkdir /run/netns
+mount -t tmpfs tmpfs /var/lib
 ip link set lo up
+ip addr add ` + HostIPv4 + `/32 dev lo
+ip addr add ` + HostIPv6 + `/128 dev lo
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 exec "$@"`

@@ -1,0 +1,194 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+// fakeIPAM gives addresses out of 10.9.0.0/16 and fd00:9::/64 and never one twice; it
+// refuses what the real one refuses.
+type fakeIPAM struct {
+	mu    sync.Mutex
+	eps   map[model.AttachmentKey]model.Endpoint
+	next  byte
+	asked []model.AddressRequest
+	calls []string
+	fail  map[string]error // by method
+	hook  func(method string)
+}
+
+func newIPAM() *fakeIPAM {
+	return &fakeIPAM{eps: map[model.AttachmentKey]model.Endpoint{}, fail: map[string]error{}}
+}
+
+// call notes a call and returns the error it shall fail with. The lock is taken after the
+// hook, which may ask the fake itself.
+func (f *fakeIPAM) call(ctx context.Context, method string) error {
+	f.mu.Lock()
+	hook := f.hook
+	f.mu.Unlock()
+	if hook != nil {
+		hook(method)
+	}
+	f.mu.Lock()
+	f.calls = append(f.calls, method)
+	if err := f.fail[method]; err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+func (f *fakeIPAM) Assign(ctx context.Context, req model.AddressRequest) (model.Endpoint, error) {
+	err := f.call(ctx, "Assign")
+	defer f.mu.Unlock()
+	if err != nil {
+		return model.Endpoint{}, err
+	}
+	f.asked = append(f.asked, req)
+	if ep, ok := f.eps[req.Key]; ok {
+		return ep, nil
+	}
+	list := req.Addresses
+	for _, a := range list {
+		for key, ep := range f.eps {
+			if slices.Contains(ep.Addresses, a) {
+				return model.Endpoint{}, fmt.Errorf("address %s is in use by %s", a, key)
+			}
+		}
+	}
+	if len(list) == 0 {
+		f.next++
+		list = []netip.Addr{netip.AddrFrom4([4]byte{10, 9, 0, f.next}), netip.MustParseAddr(fmt.Sprintf("fd00:9::%x", f.next))}
+	}
+	ep := model.Endpoint{Key: req.Key, Network: req.Network, Namespace: req.Namespace, Pod: req.Pod, PodUID: req.PodUID, Addresses: list}
+	f.eps[req.Key] = ep
+	return ep, nil
+}
+
+func (f *fakeIPAM) Wired(ctx context.Context, ep model.Endpoint) error {
+	err := f.call(ctx, "Wired")
+	defer f.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	have, ok := f.eps[ep.Key]
+	if !ok || !slices.Equal(have.Addresses, ep.Addresses) || !ep.Wired() {
+		return fmt.Errorf("attachment %s: not what was assigned", ep.Key)
+	}
+	f.eps[ep.Key] = ep
+	return nil
+}
+
+func (f *fakeIPAM) Release(ctx context.Context, containerID, ifName string) ([]model.Endpoint, error) {
+	err := f.call(ctx, "Release")
+	defer f.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	ep, ok := f.eps[model.AttachmentKey{ContainerID: containerID, IfName: ifName}]
+	if !ok {
+		return nil, nil
+	}
+	delete(f.eps, ep.Key)
+	return []model.Endpoint{ep}, nil
+}
+
+func (f *fakeIPAM) Retain(ctx context.Context, network string, keep []model.AttachmentKey) (freed []model.Endpoint, err error) {
+	err = f.call(ctx, "Retain")
+	defer f.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	for key, ep := range f.eps {
+		if ep.Network == network && !slices.Contains(keep, key) {
+			freed = append(freed, ep)
+			delete(f.eps, key)
+		}
+	}
+	return freed, nil
+}
+
+func (f *fakeIPAM) Endpoint(key model.AttachmentKey) (model.Endpoint, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ep, ok := f.eps[key]
+	return ep, ok
+}
+
+func (f *fakeIPAM) endpoints() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.eps)
+}
+
+// fakeDataplane makes the host's routes to pods with ip(8), which refuses what the kernel
+// refuses: a route through a link that is down or missing.
+type fakeDataplane struct {
+	mu    sync.Mutex
+	calls []string
+	fail  map[string]error
+	hook  func(method string)
+}
+
+func newDataplane() *fakeDataplane { return &fakeDataplane{fail: map[string]error{}} }
+
+func (f *fakeDataplane) call(method string) error {
+	f.mu.Lock()
+	hook, err := f.hook, f.fail[method]
+	f.calls = append(f.calls, method)
+	f.mu.Unlock()
+	if hook != nil {
+		hook(method)
+	}
+	return err
+}
+
+func (f *fakeDataplane) Attach(ctx context.Context, ep model.Endpoint) error {
+	if err := errors.Join(f.call("Attach"), ctx.Err()); err != nil {
+		return err
+	}
+	for _, a := range ep.Addresses {
+		if out, err := exec.Command("ip", "route", "replace", a.String(), "dev", ep.HostInterface).CombinedOutput(); err != nil {
+			return fmt.Errorf("route %s: %w: %s", a, err, out)
+		}
+	}
+	return nil
+}
+
+func (f *fakeDataplane) Detach(ctx context.Context, ep model.Endpoint) error {
+	if err := errors.Join(f.call("Detach"), ctx.Err()); err != nil {
+		return err
+	}
+	for _, a := range ep.Addresses {
+		out, err := exec.Command("ip", "route", "del", a.String(), "dev", ep.HostInterface).CombinedOutput()
+		if err != nil && !strings.Contains(string(out), "No such process") && !strings.Contains(string(out), "Cannot find device") {
+			return fmt.Errorf("route %s: %w: %s", a, err, out)
+		}
+	}
+	return nil
+}
+
+func (f *fakeDataplane) Check(_ context.Context, ep model.Endpoint) error {
+	if err := f.call("Check"); err != nil {
+		return err
+	}
+	for _, a := range ep.Addresses {
+		family := "-4"
+		if a.Is6() {
+			family = "-6"
+		}
+		out, err := exec.Command("ip", family, "route", "show", a.String(), "dev", ep.HostInterface).CombinedOutput()
+		if err != nil || len(out) == 0 {
+			return fmt.Errorf("route %s dev %s is missing", a, ep.HostInterface)
+		}
+	}
+	return nil
+}
