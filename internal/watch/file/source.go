@@ -1,0 +1,494 @@
+// Package file owns the standalone datastore: a folder of manifests, watched. It turns what
+// the files say into snapshots and publishes each one that differs from the last.
+//
+// An addition or a change takes effect within milliseconds of the write. What would remove
+// an object is believed only when its file has stood unchanged for half a second and is
+// well-formed, so that a file that is being written, truncated or replaced removes nothing.
+// A folder that vanishes or cannot be read removes nothing at all (DESIGN I4).
+package file
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/causeway-net/causeway/internal/model"
+	"github.com/causeway-net/causeway/internal/watch"
+)
+
+const (
+	// debounce gathers the events of one write.
+	debounce = 20 * time.Millisecond
+	// pollTime is how often all files are compared with what was read, for file systems
+	// that do not tell; pollFast is used while inotify is not to be had or a folder is
+	// away.
+	pollTime = 5 * time.Second
+	pollFast = 250 * time.Millisecond
+	// maxFile bounds what is read of one file, in bytes.
+	maxFile = 32 << 20
+	// trustAge is how much older than its reading a file's mtime must be for an equal
+	// mtime to mean equal content, whatever the clock's resolution.
+	trustAge = 2 * time.Second
+)
+
+// Config of a Source.
+type Config struct {
+	Dir  string // required: the folder
+	Node string // required: name of this node
+	// SecretNamespace is where Secrets with passwords are; default "kube-system".
+	SecretNamespace string
+	Log             *slog.Logger // required
+	// Publish is called from Run with each snapshot that differs from the one before;
+	// required. It must not keep the source waiting for long.
+	Publish func(*model.Snapshot)
+}
+
+// Source watches a folder of manifests.
+type Source struct {
+	cfg     Config
+	log     *slog.Logger
+	opt     watch.Options
+	folder  *folder
+	watcher *fsnotify.Watcher // nil: polled only
+
+	dirs     map[string]*dir // by prefix
+	watched  map[string]identity
+	reported map[model.Problem]bool
+	last     *model.Snapshot
+	stale    bool      // something changed since last was made
+	started  time.Time // when the first scan was
+	readAt   map[string]time.Time
+}
+
+// dir is one of the two folders that are read: the manifests and IPAM's blocks.
+type dir struct {
+	prefix  string // of the names of its files
+	path    string
+	id      identity // of the folder whose files are known
+	problem string   // why what is known of it is out of date
+}
+
+// identity tells a folder from another one at the same path.
+type identity struct{ dev, ino uint64 }
+
+// fingerprint changes when a file does.
+type fingerprint struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime int64 // nanoseconds
+}
+
+// New makes a Source. It reads nothing yet.
+func New(cfg Config) (*Source, error) {
+	switch {
+	case cfg.Dir == "":
+		return nil, errors.New("file.Config: Dir is required")
+	case cfg.Node == "":
+		return nil, errors.New("file.Config: Node is required")
+	case cfg.Log == nil:
+		return nil, errors.New("file.Config: Log is required")
+	case cfg.Publish == nil:
+		return nil, errors.New("file.Config: Publish is required")
+	}
+	cfg.Dir = filepath.Clean(cfg.Dir)
+	s := &Source{
+		cfg: cfg, log: cfg.Log.With("datastore", "file://"+cfg.Dir),
+		opt:     watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace},
+		watched: map[string]identity{}, reported: map[model.Problem]bool{}, readAt: map[string]time.Time{},
+	}
+	s.folder = newFolder(s.opt)
+	s.dirs = map[string]*dir{
+		"":          {path: cfg.Dir},
+		blockFolder: {prefix: blockFolder, path: filepath.Join(cfg.Dir, blockFolder)},
+	}
+	return s, nil
+}
+
+func (s *Source) String() string { return "watch file://" + s.cfg.Dir }
+
+// Run publishes snapshots until ctx is cancelled. The first comes when the folder could be
+// read; before that nothing is published, for nothing is known.
+func (s *Source) Run(ctx context.Context) error {
+	var events <-chan fsnotify.Event
+	var failures <-chan error
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		s.log.Warn("inotify is not to be had; the folder is polled", "error", err)
+	} else {
+		s.watcher = w
+		defer w.Close()
+		events, failures = w.Events, w.Errors
+	}
+	s.started = time.Now()
+	s.scan()
+	s.publish()
+
+	dirty := map[string]bool{}
+	var rescan bool
+	var gather <-chan time.Time
+	soon := func() {
+		if gather == nil {
+			gather = time.After(debounce)
+		}
+	}
+	poll := time.NewTimer(s.pollTime())
+	defer poll.Stop()
+	for {
+		var settle <-chan time.Time
+		if next := s.folder.next(); !next.IsZero() {
+			settle = time.After(time.Until(next))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case e, ok := <-events:
+			if !ok {
+				return errors.New("inotify ended")
+			}
+			switch name, all := s.concerns(e); {
+			case all:
+				rescan = true
+				soon()
+			case name != "":
+				dirty[name] = true
+				soon()
+			}
+		case err, ok := <-failures:
+			if !ok {
+				return errors.New("inotify ended")
+			}
+			s.log.Debug("inotify lost events; reading the folder anew", "error", err)
+			rescan = true
+			soon()
+		case <-gather:
+			gather = nil
+			if rescan {
+				s.scan()
+			}
+			for name := range dirty {
+				s.read(name, 0)
+			}
+			rescan = false
+			clear(dirty)
+			s.publish()
+		case <-settle:
+			now := time.Now()
+			for _, name := range s.folder.waiting(now) {
+				s.read(name, 0)
+			}
+			s.folder.settle(now)
+			s.publish()
+		case <-poll.C:
+			s.scan()
+			s.publish()
+			poll.Reset(s.pollTime())
+		}
+	}
+}
+
+func (s *Source) pollTime() time.Duration {
+	if s.watcher == nil || s.dirs[""].problem != "" || s.dirs[blockFolder].problem != "" {
+		return pollFast
+	}
+	if _, ok := s.watched[s.cfg.Dir]; !ok {
+		return pollFast
+	}
+	return pollTime
+}
+
+// concerns says which file an event is about, or that all must be looked at.
+func (s *Source) concerns(e fsnotify.Event) (name string, all bool) {
+	path := filepath.Clean(e.Name)
+	blocks := s.dirs[blockFolder].path
+	if path == s.cfg.Dir || path == blocks || path == filepath.Dir(blocks) {
+		return "", true
+	}
+	base := filepath.Base(path)
+	if strings.HasPrefix(base, "..") { // a mounted ConfigMap changes by its "..data" link
+		return "", true
+	}
+	if !isManifest(base) {
+		return "", false
+	}
+	switch filepath.Dir(path) {
+	case s.cfg.Dir:
+		return base, false
+	case blocks:
+		return blockFolder + base, false
+	}
+	return "", false
+}
+
+// isManifest reports whether a file of that name is read. Names that begin with a dot are
+// those of editors and of files on their way.
+func isManifest(base string) bool {
+	return (strings.HasSuffix(base, ".yaml") || strings.HasSuffix(base, ".yml")) && !strings.HasPrefix(base, ".")
+}
+
+// scan looks at all files, and reads those that changed.
+func (s *Source) scan() {
+	s.rewatch()
+	s.scanDir(s.dirs[""])
+	s.scanDir(s.dirs[blockFolder])
+}
+
+// rewatch watches the folders that are there, anew where another took a place.
+func (s *Source) rewatch() {
+	if s.watcher == nil {
+		return
+	}
+	blocks := s.dirs[blockFolder].path
+	for _, path := range []string{s.cfg.Dir, filepath.Dir(blocks), blocks} {
+		st, err := os.Stat(path)
+		if err != nil || !st.IsDir() {
+			delete(s.watched, path)
+			continue
+		}
+		id := identityOf(st)
+		if s.watched[path] == id && slices.Contains(s.watcher.WatchList(), path) {
+			continue
+		}
+		_ = s.watcher.Remove(path) // of the folder that was there before, if any
+		if err := s.watcher.Add(path); err != nil {
+			s.log.Warn("folder cannot be watched; it is polled", "path", path, "error", err)
+			delete(s.watched, path)
+			continue
+		}
+		s.watched[path] = id
+	}
+}
+
+// scanDir reads one folder. One that is away, cannot be read or was replaced by an empty
+// one keeps what it held.
+func (s *Source) scanDir(d *dir) {
+	names, id, err := list(d.path)
+	now := time.Now()
+	problem := ""
+	switch {
+	case err != nil && errors.Is(err, fs.ErrNotExist) && d.prefix != "" && !s.folder.holds(d.prefix):
+		names, id = nil, identity{} // IPAM makes it with the first block
+	case err != nil:
+		problem = fmt.Sprintf("cannot be read: %v; what it held stays in force", err)
+	case len(names) == 0 && d.id != (identity{}) && id != d.id && s.folder.holds(d.prefix):
+		problem = "was replaced by an empty folder; what it held stays in force until there is a manifest in it"
+	}
+	if problem != d.problem {
+		d.problem, s.stale = problem, true
+	}
+	if problem != "" {
+		for name := range s.folder.files {
+			if inFolder(name, d.prefix) {
+				s.folder.unreadable(name, nil, now)
+			}
+		}
+		return
+	}
+	d.id = id
+	seen := make(map[string]bool, len(names))
+	for _, base := range names {
+		seen[d.prefix+base] = true
+		s.look(d.prefix + base)
+	}
+	for name := range s.folder.files {
+		if inFolder(name, d.prefix) && !seen[name] {
+			s.folder.missing(name, now)
+		}
+	}
+}
+
+// list names the manifests in a folder.
+func list(path string) ([]string, identity, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, identity{}, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, identity{}, err
+	}
+	entries, err := f.ReadDir(-1)
+	if err != nil {
+		return nil, identity{}, err
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		if isManifest(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	slices.Sort(names)
+	return names, identityOf(st), nil
+}
+
+func (s *Source) path(name string) string { return filepath.Join(s.cfg.Dir, filepath.FromSlash(name)) }
+
+// look reads a file unless it is surely as it was.
+func (s *Source) look(name string) {
+	f, known := s.folder.files[name]
+	if known && f.state == present {
+		st, err := os.Stat(s.path(name))
+		if err == nil && printOf(st) == f.print && s.readAt[name].Sub(st.ModTime()) > trustAge {
+			return
+		}
+	}
+	age := time.Duration(0)
+	if s.last == nil && !known { // at the start, a file that is old is not being written
+		if st, err := os.Stat(s.path(name)); err == nil {
+			age = min(max(0, time.Since(st.ModTime())), time.Minute)
+		}
+	}
+	s.read(name, age)
+}
+
+// read reads one file and tells the folder.
+func (s *Source) read(name string, age time.Duration) {
+	now := time.Now()
+	path := s.path(name)
+	data, print, err := readFile(path)
+	switch {
+	case err == nil:
+		s.readAt[name] = now
+		s.folder.observe(name, data, print, now, age)
+	case !errors.Is(err, fs.ErrNotExist):
+		s.folder.unreadable(name, err, now)
+	case isLink(path): // to nowhere
+		s.folder.unreadable(name, err, now)
+	case s.dirOf(name).problem != "" || !isDir(filepath.Dir(path)):
+		if _, known := s.folder.files[name]; known { // gone with its folder: scanDir decides
+			s.folder.unreadable(name, nil, now)
+		}
+	default:
+		delete(s.readAt, name)
+		s.folder.missing(name, now)
+	}
+}
+
+func (s *Source) dirOf(name string) *dir {
+	if strings.HasPrefix(name, blockFolder) {
+		return s.dirs[blockFolder]
+	}
+	return s.dirs[""]
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+func isLink(path string) bool {
+	st, err := os.Lstat(path)
+	return err == nil && st.Mode()&fs.ModeSymlink != 0
+}
+
+func readFile(path string) (string, fingerprint, error) {
+	// Without blocking, should it be a pipe.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return "", fingerprint{}, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return "", fingerprint{}, err
+	}
+	if !st.Mode().IsRegular() {
+		return "", fingerprint{}, errors.New("it is no regular file")
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return "", fingerprint{}, err
+	}
+	if len(data) > maxFile {
+		return "", fingerprint{}, fmt.Errorf("it has more than %d bytes; split it", maxFile)
+	}
+	// The print from before the read: a write meanwhile shows as another one.
+	return string(data), printOf(st), nil
+}
+
+func identityOf(st fs.FileInfo) identity {
+	sys := st.Sys().(*syscall.Stat_t)
+	return identity{dev: uint64(sys.Dev), ino: sys.Ino}
+}
+
+func printOf(st fs.FileInfo) fingerprint {
+	sys := st.Sys().(*syscall.Stat_t)
+	return fingerprint{
+		dev: uint64(sys.Dev), ino: sys.Ino, size: st.Size(),
+		mtime: st.ModTime().UnixNano(), ctime: sys.Ctim.Nano(),
+	}
+}
+
+// publish makes a snapshot if something changed, and hands it on if it is another one.
+func (s *Source) publish() {
+	s.stale = s.stale || s.folder.changed
+	if !s.stale {
+		return
+	}
+	in := s.folder.input()
+	for _, d := range s.dirs {
+		if d.problem != "" {
+			in.Problems = append(in.Problems, model.Problem{
+				Object: model.Object{Kind: "Folder", Name: d.path}, Message: d.problem,
+			})
+		}
+	}
+	if s.last == nil {
+		if s.dirs[""].problem != "" {
+			s.report(in.Problems)
+			return // nothing is known yet
+		}
+		if !s.folder.next().IsZero() && time.Since(s.started) < settleTime {
+			return // a file is perhaps being written
+		}
+	}
+	s.stale = false
+	snap := watch.Build(in, s.opt)
+	s.report(snap.Problems)
+	if s.last != nil {
+		snap.Revision = s.last.Revision
+		if reflect.DeepEqual(s.last, snap) {
+			return
+		}
+	}
+	snap.Revision++
+	s.last = snap
+	s.log.Info("snapshot", "revision", snap.Revision, "nodes", len(snap.Nodes), "pools", len(snap.Pools),
+		"blocks", len(snap.Blocks), "peers", len(snap.Peers), "problems", len(snap.Problems))
+	s.cfg.Publish(snap)
+}
+
+// report logs each problem when it comes and when it goes, and not in between.
+func (s *Source) report(problems []model.Problem) {
+	now := make(map[model.Problem]bool, len(problems))
+	for _, p := range problems {
+		now[p] = true
+		if s.reported[p] {
+			continue
+		}
+		attrs := []any{"object", p.Object.String(), "source", p.Source, "field", p.Field, "problem", p.Message}
+		if p.Ignored {
+			s.log.Warn("field is not acted on", attrs...)
+		} else {
+			s.log.Error("object is not in force", attrs...)
+		}
+	}
+	for p := range s.reported {
+		if !now[p] {
+			s.log.Info("problem is gone", "object", p.Object.String(), "source", p.Source, "field", p.Field, "problem", p.Message)
+		}
+	}
+	s.reported = now
+}
