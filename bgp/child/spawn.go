@@ -115,10 +115,12 @@ func dropBounding() error {
 const maxProcs = 4
 
 // environment is the child's whole environment; nothing of the agent's own is passed on, since
-// that may hold secrets. The child cannot read the cgroup's CPU quota, so it is told.
+// that may hold secrets. The child cannot read the cgroup's CPU quota, so it is told. Go listens
+// with MPTCP sockets unless told otherwise, and those take neither TCP_MD5SIG nor IP_TTL
+// (net/mptcp/sockopt.c).
 func environment() []string {
 	return []string{
-		"GODEBUG=tracebacklabels=1",
+		"GODEBUG=multipathtcp=0,tracebacklabels=1",
 		"GOTRACEBACK=single",
 		fmt.Sprintf("GOMAXPROCS=%d", min(runtime.GOMAXPROCS(0), maxProcs)),
 	}
