@@ -16,9 +16,9 @@ import (
 
 // Object names one resource of the datastore, for logs, errors and conditions.
 type Object struct {
-	Kind      string // "IPPool", "BGPPeer", "Node", ...
-	Namespace string // empty for cluster-scoped kinds
-	Name      string
+	Kind      string `json:"kind"`                // "IPPool", "BGPPeer", "Node", ...
+	Namespace string `json:"namespace,omitempty"` // empty for cluster-scoped kinds
+	Name      string `json:"name"`
 }
 
 func (o Object) String() string {
@@ -31,11 +31,11 @@ func (o Object) String() string {
 // Problem is something in the datastore that disables itself or is not acted on (I6).
 // Problems are part of the Snapshot, so that every surface shows the same ones.
 type Problem struct {
-	Object  Object
-	Source  string // where it was read: "pools.yaml document 2"; empty for the Kubernetes API
-	Field   string // JSON path, ".spec.blockSize"; empty when the whole object is meant
-	Message string // what is wrong and what would be right
-	Ignored bool   // true: the object is in force and only Field is not acted on; false: the object (or its newest version) is not in force
+	Object  Object `json:"object"`
+	Source  string `json:"source,omitempty"`  // where it was read: "pools.yaml document 2"; empty for the Kubernetes API
+	Field   string `json:"field,omitempty"`   // JSON path, ".spec.blockSize"; empty when the whole object is meant
+	Message string `json:"message"`           // what is wrong and what would be right
+	Ignored bool   `json:"ignored,omitempty"` // true: the object is in force and only Field is not acted on; false: the object (or its newest version) is not in force
 }
 
 func (p Problem) String() string {

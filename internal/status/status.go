@@ -38,10 +38,12 @@ type Pool struct {
 
 // Speaker is the BGP child process.
 type Speaker struct {
-	PID      int    `json:"pid,omitempty"` // 0 while none runs
-	Restarts int    `json:"restarts"`      // deaths since the agent started
-	Synced   bool   `json:"synced"`        // every peer that is not held back has sent its routes
-	Error    string `json:"error,omitempty"`
+	PID      int  `json:"pid,omitempty"` // 0 while none runs
+	Restarts int  `json:"restarts"`      // deaths since the agent started
+	Synced   bool `json:"synced"`        // every peer that is not held back has sent its routes
+	// LastDeath says what the speaker died of last.
+	LastDeath string `json:"lastDeath,omitempty"`
+	Error     string `json:"error,omitempty"` // why the desired state is not reached
 }
 
 // Peer is one BGP session.
@@ -50,7 +52,7 @@ type Peer struct {
 	ASN        uint32     `json:"asn"`
 	Resource   string     `json:"resource,omitempty"` // the BGPPeer, or "mesh"
 	State      string     `json:"state"`              // RFC 4271 section 8.2.2, or "HeldBack"
-	Since      time.Time  `json:"since,omitzero"`     // of Established
+	Since      time.Time  `json:"since,omitzero"`     // of State
 	Received   uint64     `json:"received"`           // routes in AdjRibIn
 	Accepted   uint64     `json:"accepted"`
 	Advertised uint64     `json:"advertised"`
@@ -66,7 +68,9 @@ type HeldBack struct {
 
 // Routes is the route table's state.
 type Routes struct {
-	ByOwner    map[string]int `json:"byOwner"` // in the kernel, by owner
+	ByOwner    map[string]int `json:"byOwner"`           // in the kernel, by owner
+	Pending    int            `json:"pending,omitempty"` // prefixes still to be looked at
+	Stale      int            `json:"stale,omitempty"`   // of an earlier agent, kept until every owner has spoken
 	Unresolved []string       `json:"unresolved,omitempty"`
 	Conflicts  []string       `json:"conflicts,omitempty"`
 	Errors     []string       `json:"errors,omitempty"`

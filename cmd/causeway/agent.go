@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/causeway-net/causeway/internal/task"
+)
+
+// options are the agent's settings; each is a flag and an environment variable.
+type options struct {
+	nodeName         string
+	datastore        string
+	runDir, stateDir string
+	secretNamespace  string
+	logLevel         string
+	resync           time.Duration
+	iptablesBackend  string
+	allowWrites      bool
+	gobgpTCP         string
+	speakerUID       int
+}
+
+func agentCommand() *cobra.Command {
+	var o options
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the node's agent: addresses, CNI, routes, rules and BGP",
+		Long: "Run the node's agent: addresses, CNI, routes, rules and BGP.\n\n" +
+			"Every flag may be given as an environment variable: --node-name is CAUSEWAY_NODE_NAME.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := fromEnvironment(cmd.Flags(), os.Environ()); err != nil {
+				return err
+			}
+			return runAgent(cmd.Context(), o)
+		},
+	}
+	hostname, _ := os.Hostname() // without one --node-name is required, and asked for below
+	f := cmd.Flags()
+	f.StringVar(&o.nodeName, "node-name", hostname, "this node's name in the datastore")
+	f.StringVar(&o.datastore, "datastore", "file:///etc/causeway/manifests",
+		"where the manifests are: file:///DIR is private to this node, file:///DIR?shared=true is seen by several")
+	f.StringVar(&o.runDir, "run-dir", "/run/causeway", "folder of the sockets; must not survive a reboot")
+	f.StringVar(&o.stateDir, "state-dir", "/var/lib/causeway", "folder of the journal; must survive a reboot")
+	f.StringVar(&o.secretNamespace, "secret-namespace", "kube-system", "namespace of the Secrets with BGP passwords")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.DurationVar(&o.resync, "resync", 90*time.Second, "how often the kernel is read in full to heal what others changed")
+	f.StringVar(&o.iptablesBackend, "iptables-backend", "auto", "auto, legacy or nft")
+	f.BoolVar(&o.allowWrites, "gobgp-allow-writes", false, "let the gobgp CLI change the speaker; the agent puts back what it owns")
+	f.StringVar(&o.gobgpTCP, "gobgp-tcp", "", "serve the gobgp API on this loopback address too, as 127.0.0.1:50051")
+	f.IntVar(&o.speakerUID, "speaker-uid", 65532, "user and group the BGP speaker runs as")
+	return cmd
+}
+
+// folder reads --datastore.
+func (o options) folder() (dir string, shared bool, err error) {
+	u, err := url.Parse(o.datastore)
+	if err != nil || u.Scheme != "file" || u.Host != "" || !filepath.IsAbs(u.Path) {
+		return "", false, fmt.Errorf("--datastore %q: use file:///DIR, or file:///DIR?shared=true when several nodes see the folder", o.datastore)
+	}
+	for key, values := range u.Query() {
+		switch {
+		case key == "shared" && len(values) == 1 && (values[0] == "true" || values[0] == "false"):
+			shared = values[0] == "true"
+		default:
+			return "", false, fmt.Errorf("--datastore %q: only shared=true or shared=false may follow the folder", o.datastore)
+		}
+	}
+	return u.Path, shared, nil
+}
+
+func runAgent(ctx context.Context, o options) error {
+	log, err := logger(o.logLevel)
+	if err != nil {
+		return err
+	}
+	if o.nodeName == "" {
+		return errors.New("--node-name: name this node as the datastore does")
+	}
+	log = log.With("node", o.nodeName)
+	for _, dir := range []string{o.runDir, o.stateDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(o.stateDir, 0o700); err != nil {
+		return err
+	}
+	unlock, err := lock(filepath.Join(o.runDir, "agent.lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a, err := newAgent(o, log)
+	if err != nil {
+		return err
+	}
+	log.Info("agent starts", "version", version, "datastore", o.datastore)
+	err = task.Run(ctx, log, a.tasks()...)
+	log.Info("agent ends", "error", err)
+	return err
+}
+
+// lock makes sure that one agent alone works on this run folder; the kernel drops the
+// lock with the process, however that ends.
+func lock(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: another agent runs on this node: %w", path, err)
+	}
+	return func() { f.Close() }, nil
+}

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/causeway-net/causeway/bgp"
+	"github.com/causeway-net/causeway/bgp/child"
+	"github.com/causeway-net/causeway/bgp/gobgp"
+	"github.com/causeway-net/causeway/cni-plugin/server"
+	"github.com/causeway-net/causeway/felix"
+	"github.com/causeway-net/causeway/felix/dataplane"
+	"github.com/causeway-net/causeway/felix/iptables"
+	"github.com/causeway-net/causeway/felix/link"
+	"github.com/causeway-net/causeway/felix/route"
+	"github.com/causeway-net/causeway/internal/model"
+	"github.com/causeway-net/causeway/internal/status"
+	"github.com/causeway-net/causeway/internal/task"
+	"github.com/causeway-net/causeway/internal/watch/file"
+	"github.com/causeway-net/causeway/ipam"
+	ipamfile "github.com/causeway-net/causeway/ipam/file"
+)
+
+// agent is the wiring between the parts; it decides nothing.
+type agent struct {
+	o       options
+	log     *slog.Logger
+	started time.Time
+
+	source *file.Source
+	ipam   *ipam.Allocator
+	routes *route.Table
+	rules  []*iptables.Reconciler
+	links  *link.Uplinks
+	felix  *felix.Dataplane
+	bgp    *gobgp.Reconciler
+	cni    *server.Server
+
+	mu          sync.Mutex // guards what follows
+	snap        *model.Snapshot
+	outside     []netip.Addr
+	bgpProblems []model.Problem
+	adverts     []netip.Prefix
+}
+
+// newAgent makes all parts; nothing runs yet.
+func newAgent(o options, log *slog.Logger) (*agent, error) {
+	dir, shared, err := o.folder()
+	if err != nil {
+		return nil, err
+	}
+	a := &agent{o: o, log: log, started: time.Now(), snap: &model.Snapshot{}}
+
+	store, err := ipamfile.New(ipamfile.Config{Dir: dir, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	a.ipam, err = ipam.New(ipam.Config{Node: o.nodeName, Store: store, JournalDir: o.stateDir, Log: log, Private: !shared})
+	if err != nil {
+		return nil, err
+	}
+
+	a.routes, err = route.New(route.Config{
+		Log: log, Owners: []model.Owner{model.OwnerWorkload, model.OwnerBlock, model.OwnerBGP}, Resync: o.resync,
+	})
+	if err != nil {
+		return nil, err
+	}
+	backend := iptables.Backend(o.iptablesBackend)
+	if backend == "auto" {
+		backend = iptables.Auto
+	}
+	var rules []felix.Rules
+	for _, family := range []iptables.Family{iptables.IPv4, iptables.IPv6} {
+		r, err := iptables.New(iptables.Config{Family: family, Log: log, Backend: backend, Resync: o.resync})
+		if err != nil {
+			return nil, err
+		}
+		r.Set(iptables.Raw, iptables.ReversePath(iptables.Prefix))
+		a.rules, rules = append(a.rules, r), append(rules, r)
+	}
+	a.links = link.New(log, o.resync)
+	a.felix = felix.New(felix.Config{Node: o.nodeName, Routes: a.routes, Rules: rules, Outside: a.setOutside}, a.ipam.Endpoints())
+
+	restarting, err := a.restarting()
+	if err != nil {
+		return nil, err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	a.bgp = gobgp.New(gobgp.Config{
+		Log: log,
+		Start: func(ctx context.Context) (gobgp.Instance, error) {
+			return child.Start(ctx, child.Config{
+				Exe: exe, Args: []string{"speaker"}, RunDir: o.runDir, UID: o.speakerUID, GID: o.speakerUID,
+				AllowWrites: o.allowWrites, TCPAddr: o.gobgpTCP, Log: log,
+			})
+		},
+		Routes:     func(u model.RouteUpdate) { a.routes.Update(model.OwnerBGP, u) },
+		Replace:    func(rs []model.Route) { a.routes.Replace(model.OwnerBGP, rs) },
+		Synced:     func() { a.routes.InSync(model.OwnerBGP) },
+		Restarting: restarting,
+	})
+
+	a.cni, err = server.New(server.Config{
+		Socket: filepath.Join(o.runDir, "cni.sock"), Log: log, IPAM: a.ipam, Dataplane: a.felix, Ready: a.ready,
+		MTU: a.podMTU,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.source, err = file.New(file.Config{Dir: dir, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: a.setSnapshot})
+	return a, err
+}
+
+// tasks are what lives as long as the agent.
+func (a *agent) tasks() []task.Task {
+	ts := []task.Task{
+		a.source, a.routes, a.links, a.bgp, a.cni, task.Func("ipam", a.ipam.Run),
+		status.NewServer(filepath.Join(a.o.runDir, "agent.sock"), a.status),
+	}
+	for _, r := range a.rules {
+		ts = append(ts, r)
+	}
+	return ts
+}
+
+// restarting reports whether an agent ran here since the node started, so that peers may
+// still hold our routes and the kernel theirs. The run folder does not survive a reboot.
+func (a *agent) restarting() (bool, error) {
+	mark := filepath.Join(a.o.runDir, "started")
+	if _, err := os.Stat(mark); err == nil {
+		return true, nil
+	}
+	return false, os.WriteFile(mark, nil, 0o600)
+}
+
+// setSnapshot hands a new snapshot to everyone who works from it.
+func (a *agent) setSnapshot(snap *model.Snapshot) {
+	a.mu.Lock()
+	a.snap = snap
+	a.mu.Unlock()
+	a.ipam.Set(snap)
+	if n := snap.Node(a.o.nodeName); n != nil {
+		var addrs []netip.Addr
+		for _, p := range []netip.Prefix{n.IPv4, n.IPv6} {
+			if p.IsValid() {
+				addrs = append(addrs, p.Addr())
+			}
+		}
+		a.links.SetNodeAddrs(addrs...)
+	}
+	a.felix.Set(snap)
+	a.advertise()
+}
+
+// setOutside hears of pod addresses that no block of ours covers.
+func (a *agent) setOutside(addrs []netip.Addr) {
+	a.mu.Lock()
+	a.outside = addrs
+	a.mu.Unlock()
+	a.advertise()
+}
+
+// advertise tells BGP what this node should say and to whom. Callers come from several
+// goroutines; the lock keeps the last state the last one set.
+func (a *agent) advertise() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.snap.Revision == 0 || a.bgp == nil {
+		return // nothing is known yet, which is not the same as nothing wanted
+	}
+	speaker, problems := bgp.Desired(bgp.Input{Snapshot: a.snap, Node: a.o.nodeName, Local: a.outside})
+	for _, p := range problems {
+		if !slices.Contains(a.bgpProblems, p) {
+			a.log.Warn("BGP configuration", "problem", p.String())
+		}
+	}
+	a.bgpProblems, a.adverts = problems, nil
+	if speaker != nil {
+		for _, ad := range speaker.Adverts {
+			a.adverts = append(a.adverts, ad.Prefix)
+		}
+	}
+	a.bgp.Set(speaker)
+}
+
+// podMTU is the MTU of new pods, in bytes.
+func (a *agent) podMTU() int {
+	a.mu.Lock()
+	pools := a.snap.Pools
+	a.mu.Unlock()
+	return a.links.MTU() - dataplane.Overhead(pools)
+}
+
+// ready says why a pod cannot be attached now.
+func (a *agent) ready() error {
+	a.mu.Lock()
+	snap := a.snap
+	a.mu.Unlock()
+	if snap.Revision == 0 {
+		return fmt.Errorf("datastore %s was not read yet", a.o.datastore)
+	}
+	if snap.Node(a.o.nodeName) == nil {
+		return fmt.Errorf("datastore %s has no Node %q", a.o.datastore, a.o.nodeName)
+	}
+	if err := a.ipam.Ready(); err != nil {
+		return err
+	}
+	if !a.routes.Status().Ready {
+		return fmt.Errorf("the kernel's routes were not read yet")
+	}
+	for _, r := range a.rules {
+		if err := r.Status().Err; err != nil {
+			return fmt.Errorf("%s: %w", r, err)
+		}
+	}
+	return nil
+}
