@@ -71,7 +71,12 @@ func (u *Uplinks) Run(ctx context.Context) error {
 	stop := make(chan struct{})
 	defer close(stop)
 	links, addrs := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64)
-	lost := func(err error) { u.log.Warn("netlink subscription", "error", err); u.loop.PokeResync() }
+	lost := func(err error) {
+		if ctx.Err() == nil { // closing a subscription is an error to its reader
+			u.log.Warn("netlink subscription", "error", err)
+			u.loop.PokeResync()
+		}
+	}
 	if err := netlink.LinkSubscribeWithOptions(links, stop, netlink.LinkSubscribeOptions{ErrorCallback: lost}); err != nil {
 		return fmt.Errorf("subscribe to links: %w", err)
 	}
