@@ -238,7 +238,10 @@ func (h *Host) Restore(ctx context.Context, script []byte) error {
 		return nil
 	}
 	var exit *exec.ExitError
-	if ctx.Err() == nil && errors.As(err, &exit) && exit.Exited() {
+	if ctx.Err() == nil && errors.As(err, &exit) {
+		if !exit.Exited() { // a crash (1.8.9 can) refuses too: what made it is isolated
+			errs.WriteString("\n" + exit.String())
+		}
 		return newRestoreError(errs.String(), script)
 	}
 	return fmt.Errorf("%s: %w: %s", p.restore, err, strings.TrimSpace(errs.String()))

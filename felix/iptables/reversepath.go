@@ -8,7 +8,9 @@ const ReversePathChain = "cali-PREROUTING"
 // leaves by that interface: a pod sends from its own addresses only.
 //
 // It is a rule in IPv4 too, because the kernel takes the higher of conf.all.rp_filter and
-// the interface's, and 2 (loose), which systemd sets for all, is the higher number.
+// the interface's, and 2 (loose), which systemd sets for all, is the higher number. (On an
+// interface without an IPv4 address loose is as strict as 1: fib_validate_source in
+// net/ipv4/fib_frontend.c ends at last_resort. But an address is easily given.)
 //
 // In table raw nothing spoofed makes a connection tracking entry. What the match lets pass
 // without a route (net/ipv4/netfilter/ipt_rpfilter.c, net/ipv6/netfilter/ip6t_rpfilter.c):

@@ -295,3 +295,17 @@ func (r *rig) must(t testing.TB, script string) {
 		t.Fatalf("%v\n%s", err, script)
 	}
 }
+
+func discard() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+type saveCounter struct {
+	iptables.Kernel
+	n atomic.Int64
+}
+
+func (s *saveCounter) Save(ctx context.Context, table iptables.Table) ([]byte, error) {
+	if table != "" {
+		s.n.Add(1)
+	}
+	return s.Kernel.Save(ctx, table)
+}

@@ -1,7 +1,11 @@
 // Package iptablestest has an iptables in memory: it reads transactions as
 // iptables-restore --noflush does, refuses what that and the kernel would refuse, and
 // prints what iptables-save would print. It knows the options of the matches and targets
-// that Causeway uses; it does not filter packets.
+// that Causeway uses; it does not filter packets. It is stricter than the kernel in three
+// things: it refuses loops of chains that no packet reaches; insertion far behind a
+// chain's end, which iptables-nft lets pass when the same transaction flushed the chain;
+// and the replacement of a rule that the same transaction added, at which iptables-nft
+// 1.8.9 crashes.
 package iptablestest
 
 import (
@@ -262,7 +266,6 @@ func (k *Kernel) restore(script string) ([]iptables.Change, error) {
 		changes []iptables.Change
 		done    = map[iptables.Table]*table{}
 		lineOf  = map[*rule]int{}
-		doomed  = map[string]int{} // chains deleted, and the line
 	)
 	for n, l := range strings.Split(script, "\n") {
 		n++
@@ -282,19 +285,18 @@ func (k *Kernel) restore(script string) ([]iptables.Change, error) {
 				}
 				t = t.clone()
 			}
-			doomed = map[string]int{}
 			continue
 		case t == nil:
 			return nil, refused(n, "no table")
 		case l == "COMMIT":
-			if err := k.check(t, lineOf, doomed); err != nil {
+			if err := k.check(t, lineOf); err != nil {
 				return nil, err
 			}
 			done[name] = t
 			t = nil
 			continue
 		}
-		c, changed, err := k.command(n, name, t, l, lineOf, doomed)
+		c, changed, err := k.command(n, name, t, l, lineOf)
 		if err != nil {
 			return nil, err
 		}
@@ -312,7 +314,7 @@ func (k *Kernel) restore(script string) ([]iptables.Change, error) {
 }
 
 // command runs one line and returns the chain that it changed.
-func (k *Kernel) command(n int, name iptables.Table, t *table, l string, lineOf map[*rule]int, doomed map[string]int) (string, bool, error) {
+func (k *Kernel) command(n int, name iptables.Table, t *table, l string, lineOf map[*rule]int) (string, bool, error) {
 	if l[0] == ':' {
 		f := strings.Fields(l[1:])
 		if len(f) < 2 {
@@ -386,8 +388,12 @@ func (k *Kernel) command(n int, name iptables.Table, t *table, l string, lineOf 
 		if len(c.rules) > 0 {
 			return "", false, refused(n, "line %d failed: Directory not empty.", n)
 		}
+		for _, o := range t.chains {
+			if slices.ContainsFunc(o.rules, func(r *rule) bool { return r.target == at }) {
+				return "", false, refused(n, "CHAIN_DEL failed (Device or resource busy): chain %s", at)
+			}
+		}
 		delete(t.chains, at)
-		doomed[at] = n
 		return at, true, nil
 	case "-A", "-I", "-R", "-C", "-D":
 		i := len(c.rules)
@@ -419,6 +425,9 @@ func (k *Kernel) command(n int, name iptables.Table, t *table, l string, lineOf 
 		lineOf[r] = n
 		switch verb {
 		case "-R":
+			if lineOf[c.rules[i]] > 0 {
+				return "", false, refused(n, "line %d: replaces a rule of this transaction", n)
+			}
 			c.rules[i] = r
 		case "-C", "-D":
 			i := slices.IndexFunc(c.rules, func(o *rule) bool { return o.spec == r.spec })
@@ -437,9 +446,9 @@ func (k *Kernel) command(n int, name iptables.Table, t *table, l string, lineOf 
 	return "", false, refused(n, "unknown command %s", verb)
 }
 
-// check is what the kernel looks at when a table is committed: no rule goes to a chain
-// that is gone, and no chain leads back to itself.
-func (k *Kernel) check(t *table, lineOf map[*rule]int, doomed map[string]int) error {
+// check is what the kernel looks at when a table is committed: no chain leads back to
+// itself.
+func (k *Kernel) check(t *table, lineOf map[*rule]int) error {
 	blame := func(line int, format string, args ...any) error {
 		if k.backend == iptables.Legacy {
 			return refused(0, "line %d failed", line)
@@ -451,9 +460,6 @@ func (k *Kernel) check(t *table, lineOf map[*rule]int, doomed map[string]int) er
 	walk = func(name string) error {
 		state[name] = 1
 		for _, r := range t.chains[name].rules {
-			if doomed[r.target] > 0 && t.chains[r.target] == nil {
-				return blame(doomed[r.target], "CHAIN_DEL failed (Device or resource busy): chain %s", r.target)
-			}
 			if t.chains[r.target] == nil {
 				continue
 			}

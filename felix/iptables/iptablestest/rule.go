@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/causeway-net/causeway/felix/iptables"
@@ -162,9 +163,16 @@ func (k *Kernel) parse(name iptables.Table, t *table, args []string) (*rule, err
 			}
 			if a == "--set-mark" && strings.HasPrefix(args[max(i-1, 0)], "MARK") {
 				a = "--set-xmark"
-				if !strings.Contains(v[0], "/") {
-					v = []string{v[0] + "/0xffffffff"}
+				value, mask, ok := strings.Cut(v[0], "/")
+				if !ok {
+					mask = "0xffffffff"
 				}
+				x, err1 := strconv.ParseUint(value, 0, 32)
+				y, err2 := strconv.ParseUint(mask, 0, 32)
+				if err1 != nil || err2 != nil {
+					return nil, fmt.Errorf("MARK: bad value \"%s\"", v[0])
+				}
+				v = []string{fmt.Sprintf("0x%x/0x%x", x, y)}
 			}
 			tail = append(tail, a)
 			for _, s := range v {
@@ -235,7 +243,7 @@ func words(l string) ([]string, error) {
 		switch {
 		case escape:
 			b.WriteByte(c)
-			escape = false
+			escape, some = false, true
 		case in && c == '\\':
 			escape = true
 		case c == '"':
