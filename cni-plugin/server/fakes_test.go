@@ -136,6 +136,7 @@ type fakeDataplane struct {
 	calls []string
 	fail  map[string]error
 	hook  func(method string)
+	stall chan struct{} // unless nil, Attach closes it and waits for the end of its context
 }
 
 func newDataplane() *fakeDataplane { return &fakeDataplane{fail: map[string]error{}} }
@@ -152,6 +153,10 @@ func (f *fakeDataplane) call(method string) error {
 }
 
 func (f *fakeDataplane) Attach(ctx context.Context, ep model.Endpoint) error {
+	if f.stall != nil {
+		close(f.stall)
+		<-ctx.Done()
+	}
 	if err := errors.Join(f.call("Attach"), ctx.Err()); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -199,10 +200,11 @@ func (r *rig) request(command, container string) wire.Request {
 
 // code returns the CNI error code of err, or 0.
 func code(err error) uint {
-	if e, ok := err.(*types.Error); ok {
-		return e.Code
+	var e *types.Error
+	if !errors.As(err, &e) {
+		return 0
 	}
-	return 0
+	return e.Code
 }
 
 func marshal(t testing.TB, v any) string {

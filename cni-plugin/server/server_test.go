@@ -357,7 +357,7 @@ func TestGC(t *testing.T) {
 	if err := gc(); err != nil || r.ipam.endpoints() != 1 {
 		t.Errorf("GC of all: %v, %d attachments are left", err, r.ipam.endpoints())
 	}
-	if err := plain.GCNetworkList(context.Background(), l, nil); code(errors.Unwrap(errors.Unwrap(err))) != 0 || err == nil || !strings.Contains(err.Error(), "valid-attachments: is missing") {
+	if err := plain.GCNetworkList(context.Background(), l, nil); code(err) != wire.CodeInvalidConfig || !strings.Contains(err.Error(), "valid-attachments: is missing") {
 		t.Errorf("GC without a list: %v", err)
 	}
 	r.del(other, foreign)
