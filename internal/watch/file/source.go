@@ -36,6 +36,9 @@ const (
 	// away.
 	pollTime = 5 * time.Second
 	pollFast = 250 * time.Millisecond
+	// blockRest is how long a block that is in force is left unread after it was read:
+	// its file is rewritten with every few addresses, which changes nothing here.
+	blockRest = 200 * time.Millisecond
 	// maxFile bounds what is read of one file, in bytes.
 	maxFile = 32 << 20
 	// trustAge is how much older than its reading a file's mtime must be for an equal
@@ -137,19 +140,16 @@ func (s *Source) Run(ctx context.Context) error {
 
 	dirty := map[string]bool{}
 	var rescan bool
-	var gather <-chan time.Time
-	soon := func() {
-		if gather == nil {
-			gather = time.After(debounce)
+	var due time.Time // when dirty is looked at; zero: nothing is dirty
+	soon := func(wait time.Duration) {
+		if at := time.Now().Add(wait); due.IsZero() || at.Before(due) {
+			due = at
 		}
 	}
 	poll := time.NewTimer(s.pollTime())
 	defer poll.Stop()
 	for {
-		var settle <-chan time.Time
-		if next := s.folder.next(); !next.IsZero() {
-			settle = time.After(time.Until(next))
-		}
+		gather, settle := after(due), after(s.folder.next())
 		select {
 		case <-ctx.Done():
 			return nil
@@ -160,10 +160,10 @@ func (s *Source) Run(ctx context.Context) error {
 			switch name, all := s.concerns(e); {
 			case all:
 				rescan = true
-				soon()
+				soon(debounce)
 			case name != "":
 				dirty[name] = true
-				soon()
+				soon(debounce)
 			}
 		case err, ok := <-failures:
 			if !ok {
@@ -171,17 +171,21 @@ func (s *Source) Run(ctx context.Context) error {
 			}
 			s.log.Debug("inotify lost events; reading the folder anew", "error", err)
 			rescan = true
-			soon()
+			soon(debounce)
 		case <-gather:
-			gather = nil
+			due = time.Time{}
 			if rescan {
 				s.scan()
+				rescan = false
 			}
 			for name := range dirty {
+				if rest := s.rest(name); rest > 0 {
+					soon(rest)
+					continue
+				}
+				delete(dirty, name)
 				s.read(name, 0)
 			}
-			rescan = false
-			clear(dirty)
 			s.publish()
 		case <-settle:
 			now := time.Now()
@@ -196,6 +200,23 @@ func (s *Source) Run(ctx context.Context) error {
 			poll.Reset(s.pollTime())
 		}
 	}
+}
+
+// after is a channel that delivers at t, or never for the zero time.
+func after(t time.Time) <-chan time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(t))
+}
+
+// rest is how long a file should still be left alone.
+func (s *Source) rest(name string) time.Duration {
+	f := s.folder.files[name]
+	if !strings.HasPrefix(name, blockFolder) || f == nil || f.state != present || len(f.held) == 0 {
+		return 0
+	}
+	return blockRest - time.Since(s.readAt[name])
 }
 
 func (s *Source) pollTime() time.Duration {
