@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
-	"os/exec"
 	"slices"
-	"strings"
 	"sync"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/causeway-net/causeway/internal/model"
 )
@@ -129,8 +131,8 @@ func (f *fakeIPAM) endpoints() int {
 	return len(f.eps)
 }
 
-// fakeDataplane makes the host's routes to pods with ip(8), which refuses what the kernel
-// refuses: a route through a link that is down or missing.
+// fakeDataplane makes the host's routes to pods in the kernel, which refuses a route
+// through a link that is down or missing.
 type fakeDataplane struct {
 	mu    sync.Mutex
 	calls []string
@@ -160,40 +162,57 @@ func (f *fakeDataplane) Attach(ctx context.Context, ep model.Endpoint) error {
 	if err := errors.Join(f.call("Attach"), ctx.Err()); err != nil {
 		return err
 	}
-	for _, a := range ep.Addresses {
-		if out, err := exec.Command("ip", "route", "replace", a.String(), "dev", ep.HostInterface).CombinedOutput(); err != nil {
-			return fmt.Errorf("route %s: %w: %s", a, err, out)
-		}
-	}
-	return nil
+	return f.routes(ep, netlink.RouteReplace)
 }
 
 func (f *fakeDataplane) Detach(ctx context.Context, ep model.Endpoint) error {
 	if err := errors.Join(f.call("Detach"), ctx.Err()); err != nil {
 		return err
 	}
-	for _, a := range ep.Addresses {
-		out, err := exec.Command("ip", "route", "del", a.String(), "dev", ep.HostInterface).CombinedOutput()
-		if err != nil && !strings.Contains(string(out), "No such process") && !strings.Contains(string(out), "Cannot find device") {
-			return fmt.Errorf("route %s: %w: %s", a, err, out)
-		}
+	err := f.routes(ep, netlink.RouteDel)
+	var missing netlink.LinkNotFoundError
+	if errors.Is(err, unix.ESRCH) || errors.As(err, &missing) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 func (f *fakeDataplane) Check(_ context.Context, ep model.Endpoint) error {
 	if err := f.call("Check"); err != nil {
 		return err
 	}
+	link, err := netlink.LinkByName(ep.HostInterface)
+	if err != nil {
+		return err
+	}
 	for _, a := range ep.Addresses {
-		family := "-4"
-		if a.Is6() {
-			family = "-6"
+		have, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: link.Attrs().Index, Dst: host(a)}, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF)
+		if err != nil {
+			return err
 		}
-		out, err := exec.Command("ip", family, "route", "show", a.String(), "dev", ep.HostInterface).CombinedOutput()
-		if err != nil || len(out) == 0 {
+		if len(have) == 0 {
 			return fmt.Errorf("route %s dev %s is missing", a, ep.HostInterface)
 		}
 	}
 	return nil
+}
+
+// routes does one thing to the route of each address.
+func (f *fakeDataplane) routes(ep model.Endpoint, do func(*netlink.Route) error) error {
+	link, err := netlink.LinkByName(ep.HostInterface)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, a := range ep.Addresses {
+		if err := do(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: host(a), Scope: netlink.SCOPE_LINK}); err != nil {
+			errs = append(errs, fmt.Errorf("route %s: %w", a, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func host(a netip.Addr) *net.IPNet {
+	n := ipNet(netip.PrefixFrom(a, a.BitLen()))
+	return &n
 }
