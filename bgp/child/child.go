@@ -146,7 +146,7 @@ func launch(ctx context.Context, cfg Config) (*Instance, error) {
 		err = inst.probe(ctx)
 	}
 	if err != nil {
-		return nil, inst.abandon(err)
+		return nil, inst.abandon(ctx, err)
 	}
 	return inst, nil
 }
@@ -174,11 +174,10 @@ func (i *Instance) awaitReady(ctx context.Context) error {
 
 // abandon ends a child that never came up and says why it did not, from its own words if it
 // left any.
-func (i *Instance) abandon(cause error) error {
-	// A child that failed by itself is given the moment to say so.
+func (i *Instance) abandon(ctx context.Context, cause error) error {
 	select {
 	case <-i.died:
-	case <-time.After(100 * time.Millisecond):
+	case <-ctx.Done(): // it hangs, or is slow to go
 		i.kill()
 		<-i.died
 		return cause

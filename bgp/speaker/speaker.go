@@ -52,7 +52,6 @@ func Run(ctx context.Context, opts Options) error {
 	if err := errors.Join(checkRights(), limit()); err != nil {
 		return err
 	}
-	debug.SetGCPercent(gcPercent)
 
 	listen := "unix://" + child.SocketName
 	if in.TCPAddr != "" {
@@ -99,10 +98,6 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 }
-
-// gcPercent is Go's default: the table of a node is small, and what would be saved is not worth
-// collecting twice as often while a full table comes in.
-const gcPercent = 100
 
 // awaitListener returns when the socket accepts. GoBGP listens in its own time and says
 // nothing, unless it fails.
