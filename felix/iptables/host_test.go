@@ -190,7 +190,7 @@ func TestFakeIsLikeReal(t *testing.T) {
 					"-j MARK --set-mark 3", "-i averyveryverylongname -j ACCEPT", "-s x -j DROP", "! -s 10.0.0.0/8 -j DROP", "-m mark --mark 0x1 -i cali+ -j DROP",
 				}[rng.IntN(16)]
 			}
-			for step := range 150 {
+			for step := range 80 {
 				script := "*filter\n"
 				for range 1 + rng.IntN(3) {
 					switch rng.IntN(8) {
@@ -259,6 +259,42 @@ func TestNoPrograms(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "iptables-nft-save") {
 			t.Errorf("Wait: %v", err)
 		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCrashingProgram: a chain at which iptables-restore itself crashes is refused like
+// any other, alone.
+func TestCrashingProgram(t *testing.T) {
+	bin := t.TempDir()
+	for name, body := range map[string]string{
+		"iptables-legacy-save":    "printf '*filter\\n:INPUT ACCEPT [0:0]\\nCOMMIT\\n'",
+		"iptables-legacy-restore": "while read -r l; do case \"$l\" in *crash*) kill -SEGV $$;; esac; done",
+	} {
+		if err := os.WriteFile(bin+"/"+name, []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", bin)
+	rec, err := iptables.New(iptables.Config{Family: iptables.IPv4, Log: discard(), Backend: iptables.Legacy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- rec.Run(ctx) }()
+	s := sample()
+	s.Chains = append(s.Chains, iptables.Chain{Name: "cali-bad", Rules: []iptables.Rule{{Comment: "crash"}}})
+	s.Hooks = nil
+	rec.Set(iptables.Filter, s)
+	if err := waitErr(t, rec); err == nil || !strings.Contains(err.Error(), "cali-bad") || !strings.Contains(err.Error(), "segmentation") {
+		t.Errorf("Wait: %v", err)
+	}
+	if n := len(rec.Status().Tables[iptables.Filter].Refused); n != 1 {
+		t.Errorf("%d refused", n)
 	}
 	cancel()
 	if err := <-ended; err != nil {

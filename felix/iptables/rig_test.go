@@ -14,9 +14,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/causeway-net/causeway/felix/iptables"
 	"github.com/causeway-net/causeway/felix/iptables/iptablestest"
@@ -105,8 +106,8 @@ func entering(name string) func(func() error) error {
 }
 
 func setns(f *os.File) error {
-	if _, _, errno := syscall.RawSyscall(308, f.Fd(), syscall.CLONE_NEWNET, 0); errno != 0 {
-		return fmt.Errorf("setns: %w", errno)
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("setns: %w", err)
 	}
 	return nil
 }
@@ -198,7 +199,7 @@ func (r *rig) start(t testing.TB) (rec *iptables.Reconciler, stop func()) {
 	t.Helper()
 	cfg := iptables.Config{Family: r.family, Kernel: r.kernel, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Resync: time.Hour}
 	if r.backend == iptables.Legacy {
-		cfg.Resync = 150 * time.Millisecond
+		cfg.Resync = 80 * time.Millisecond
 	}
 	rec, err := iptables.New(cfg)
 	if err != nil {

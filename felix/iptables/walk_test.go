@@ -91,7 +91,7 @@ func TestWalk(t *testing.T) {
 	rigs(t, iptables.IPv4, func(t *testing.T, r *rig) {
 		steps := 60
 		if r.netns == "" {
-			steps = 400
+			steps = 250
 		}
 		if r.backend == iptables.Legacy {
 			steps /= 4 // each damage waits for a resync
