@@ -135,8 +135,12 @@ func (a *Allocator) assign(ctx context.Context, req model.AddressRequest) (model
 		a.mu.Lock()
 		a.record(record{Kind: recDrop, Key: &req.Key})
 		for _, h := range holds {
-			a.record(record{Kind: recStash, Addrs: []netip.Addr{h.addr}, Block: h.block})
-			a.putBy(a.state.holds[h.addr])
+			r := record{Kind: recStash, Addrs: []netip.Addr{h.addr}, Block: h.block}
+			if h.state == freeing {
+				r.Kind, r.Handle, r.At = recFree, h.handle, h.at
+			}
+			a.record(r)
+			a.putBack(a.state.holds[h.addr])
 		}
 		a.mu.Unlock()
 		return model.Endpoint{}, err
@@ -342,6 +346,8 @@ func (a *Allocator) Retain(ctx context.Context, network string, keep []model.Att
 			errs = append(errs, fmt.Errorf("endpoint %s: %w", k, err))
 		}
 	}
+	// Also when nothing was found: the record of an earlier, failed call may be waiting.
+	errs = append(errs, a.journal.commit(a.journal.last(), true))
 	if err := errors.Join(errs...); err != nil {
 		return out, fmt.Errorf("retain network %s: %w", network, err)
 	}

@@ -61,7 +61,8 @@ type Slot struct {
 	Handle string            // who has it; empty: free
 	Attrs  map[string]string // immutable; nil when free
 	// ReleasedAt is when a free address was given back; zero once it has rested for the
-	// cooldown, and for one that was never used.
+	// cooldown, and for one that was never used. One that was asked for by name while it
+	// rested keeps it beside the stash mark.
 	ReleasedAt time.Time
 }
 
@@ -164,6 +165,9 @@ func (b *Block) set(i int, handle string, attrs map[string]string) {
 // release frees slot i, which then is the one with the shortest idle time. A zero time
 // means that nobody used it: then it keeps its place at the head of the queue.
 func (b *Block) release(i int, at time.Time) {
+	if at.IsZero() {
+		at = b.Slots[i].ReleasedAt
+	}
 	b.Slots[i] = Slot{ReleasedAt: at}
 	if !at.IsZero() {
 		b.Unallocated = append(b.Unallocated, i)

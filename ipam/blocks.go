@@ -106,7 +106,7 @@ func (a *Allocator) settle(b *Block) int {
 		switch {
 		case h.state == inUse && !h.written && (s.Handle == "" || s.Handle == a.stashHandle() || s.Handle == h.handle):
 			b.set(i, h.handle, a.attributes(h.key))
-		case h.state == freeing && s.Handle != "" && (s.Handle == a.stashHandle() || s.Handle == h.handle):
+		case h.state == freeing && !h.taken && s.Handle != "" && (s.Handle == a.stashHandle() || s.Handle == h.handle):
 			if h.at.IsZero() {
 				unused = append(unused, i)
 			} else {
@@ -135,9 +135,7 @@ func (a *Allocator) mark(b *Block, n int, exact netip.Addr) (int, error) {
 		case "":
 			picks = []int{i}
 		case a.stashHandle():
-			if a.state.holds[exact] == nil || a.state.holds[exact].state != stashed {
-				return 0, fmt.Errorf("address %s: %w: block %s has it in transition", exact, ErrAddressInUse, b.CIDR)
-			}
+			// Ours; what rested was freed by settle.
 		default:
 			return 0, fmt.Errorf("address %s: %w: block %s gives it to %s", exact, ErrAddressInUse, b.CIDR, h)
 		}
@@ -148,17 +146,23 @@ func (a *Allocator) mark(b *Block, n int, exact netip.Addr) (int, error) {
 		})
 	}
 	for _, i := range picks {
+		at := b.Slots[i].ReleasedAt
 		b.set(i, a.stashHandle(), map[string]string{AttrNode: a.cfg.Node, AttrType: "stash"})
+		if at.Add(a.cooldown()).After(a.cfg.Now()) {
+			b.Slots[i].ReleasedAt = at
+		}
 	}
 	return len(picks), nil
 }
 
-// take takes exact, if it is valid and in our stash. a.mu is held.
+// take takes exact, if it is valid and marked as our stash. One that still rested stays
+// freeing in the journal until it is an endpoint's: nobody but who named it may have it
+// sooner. a.mu is held.
 func (a *Allocator) take(exact netip.Addr) {
 	if !exact.IsValid() {
 		return
 	}
-	if h := a.state.holds[exact]; h != nil && h.state == stashed {
+	if h := a.state.holds[exact]; h != nil && h.state != inUse {
 		h.taken, h.queued = true, false
 	}
 }
@@ -184,9 +188,10 @@ func (a *Allocator) absorb(b *Block) {
 		stash := s.Handle == a.stashHandle()
 		switch {
 		case h.state == freeing && (stash || s.Handle == h.handle && h.handle != ""):
-			dirty = true
-		case h.state == freeing:
+			dirty = dirty || !h.taken
+		case h.state == freeing && !h.taken:
 			gone = append(gone, addr)
+		case h.state == freeing:
 		case h.state == inUse && s.Handle == h.handle && s.Attrs[AttrInterface] == h.key.IfName:
 			h.written, h.lost = true, false
 		case h.state == inUse && (stash || s.Handle == h.handle):
@@ -226,6 +231,9 @@ func (a *Allocator) absorb(b *Block) {
 		case a.state.holds[addr] != nil:
 			delete(a.orphans, addr)
 			continue
+		case s.Handle == a.stashHandle() && s.ReleasedAt.Add(a.cooldown()).After(a.cfg.Now()):
+			a.record(record{Kind: recFree, Addrs: []netip.Addr{addr}, Block: b.CIDR, At: s.ReleasedAt})
+			dirty = true
 		case s.Handle == a.stashHandle() && a.adopt:
 			found = append(found, addr)
 		case s.Handle == a.stashHandle():

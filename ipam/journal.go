@@ -160,6 +160,10 @@ func (j *journal) commit(b *batch, sync bool) error {
 		j.mu.Lock()
 		j.busy = false
 		j.cond.Broadcast()
+		// A batch out of last carries no error of its own.
+		if j.broken != nil && b.err == nil && j.synced < b.n && (sync || j.written < b.n) {
+			return j.broken
+		}
 	}
 }
 

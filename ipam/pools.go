@@ -332,7 +332,11 @@ func (a *Allocator) takeStashed(p *pool) *hold {
 // putBack undoes a take. a.mu is held.
 func (a *Allocator) putBack(h *hold) {
 	h.taken = false
-	a.putBy(h)
+	if h.state == stashed {
+		a.putBy(h)
+	} else {
+		a.dirty[h.block] = struct{}{}
+	}
 }
 
 // stashSize counts the addresses that takeStashed would give. a.mu is held.

@@ -412,12 +412,14 @@ func (a *Allocator) takeExact(addr netip.Addr) (*hold, error) {
 	switch {
 	case orphaned:
 		return nil, fmt.Errorf("address %s: %w: block %s gives it to %s", addr, ErrAddressInUse, o.block, o.handle)
-	case h == nil || h.state == freeing:
+	case h == nil:
 		return nil, nil
-	case h.state == inUse:
-		return nil, fmt.Errorf("address %s: %w by %s", addr, ErrAddressInUse, h.key)
 	case h.taken:
 		return nil, fmt.Errorf("address %s: %w: another request is just taking it", addr, ErrAddressInUse)
+	case h.state == inUse:
+		return nil, fmt.Errorf("address %s: %w by %s", addr, ErrAddressInUse, h.key)
+	case h.state == freeing:
+		return nil, nil // its block will tell
 	}
 	h.taken, h.queued = true, false
 	return h, nil

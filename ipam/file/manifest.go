@@ -49,14 +49,16 @@ func ToV3(b *ipam.Block, seq uint64) *v3.IPAMBlock {
 		if s.Handle == "" {
 			continue
 		}
-		at := slices.IndexFunc(index[s.Handle], func(k int) bool { return maps.Equal(out.Spec.Attributes[k].ActiveOwnerAttrs, s.Attrs) })
-		if at >= 0 {
+		at := slices.IndexFunc(index[s.Handle], func(k int) bool {
+			return maps.Equal(out.Spec.Attributes[k].ActiveOwnerAttrs, s.Attrs) && out.Spec.Attributes[k].ReleasedAt == nil
+		})
+		if at >= 0 && s.ReleasedAt.IsZero() {
 			out.Spec.Allocations[i] = &index[s.Handle][at]
 			continue
 		}
 		n := len(out.Spec.Attributes)
 		handle := s.Handle
-		out.Spec.Attributes = append(out.Spec.Attributes, v3.AllocationAttribute{HandleID: &handle, ActiveOwnerAttrs: s.Attrs})
+		out.Spec.Attributes = append(out.Spec.Attributes, v3.AllocationAttribute{HandleID: &handle, ActiveOwnerAttrs: s.Attrs, ReleasedAt: released(s)})
 		index[s.Handle] = append(index[s.Handle], n)
 		out.Spec.Allocations[i] = &n
 	}
@@ -66,12 +68,20 @@ func ToV3(b *ipam.Block, seq uint64) *v3.IPAMBlock {
 			continue
 		}
 		n := len(out.Spec.Attributes)
-		// Full seconds, rounded up: an address never rests shorter than it must.
-		t := metav1.NewTime(b.Slots[i].ReleasedAt.UTC().Add(time.Second - 1).Truncate(time.Second))
-		out.Spec.Attributes = append(out.Spec.Attributes, v3.AllocationAttribute{ReleasedAt: &t})
+		out.Spec.Attributes = append(out.Spec.Attributes, v3.AllocationAttribute{ReleasedAt: released(b.Slots[i])})
 		out.Spec.Allocations[i] = &n
 	}
 	return out
+}
+
+// released returns when an address was released, in full seconds and rounded up: an
+// address never rests shorter than it must. Nil when it does not rest.
+func released(s ipam.Slot) *metav1.Time {
+	if s.ReleasedAt.IsZero() {
+		return nil
+	}
+	t := metav1.NewTime(s.ReleasedAt.UTC().Add(time.Second - 1).Truncate(time.Second))
+	return &t
 }
 
 // FromV3 returns the block that an IPAMBlock describes, without a revision. It accepts
@@ -100,6 +110,9 @@ func FromV3(in *v3.IPAMBlock) (*ipam.Block, error) {
 		switch {
 		case attr.HandleID != nil && *attr.HandleID != "":
 			b.Slots[i] = ipam.Slot{Handle: *attr.HandleID, Attrs: attr.ActiveOwnerAttrs}
+			if attr.ReleasedAt != nil {
+				b.Slots[i].ReleasedAt = attr.ReleasedAt.UTC()
+			}
 		case attr.ReleasedAt != nil:
 			b.Slots[i] = ipam.Slot{ReleasedAt: attr.ReleasedAt.UTC()}
 			resting[*n] = append(resting[*n], i)
@@ -197,11 +210,14 @@ func encode(b *ipam.Block, seq uint64) []byte {
 	}
 	line("  attributes:")
 	for _, a := range m.Spec.Attributes {
-		if a.ReleasedAt != nil {
-			line("  - releasedAt: ", quote(a.ReleasedAt.Format(time.RFC3339)))
-			continue
+		bullet := "  - "
+		if a.HandleID != nil {
+			line(bullet, "handle_id: ", quote(*a.HandleID))
+			bullet = "    "
 		}
-		line("  - handle_id: ", quote(*a.HandleID))
+		if a.ReleasedAt != nil {
+			line(bullet, "releasedAt: ", quote(a.ReleasedAt.Format(time.RFC3339)))
+		}
 		if len(a.ActiveOwnerAttrs) > 0 {
 			line("    secondary:")
 			for _, k := range slices.Sorted(maps.Keys(a.ActiveOwnerAttrs)) {
