@@ -190,11 +190,11 @@ func syntaxMessage(raw rawDocument, err error) string {
 		n, _ := strconv.Atoi(m[len("line "):])
 		return "line " + strconv.Itoa(n+raw.line-1)
 	})
+	if !lineNumber.MatchString(s) { // the parser does not say it of the first line
+		s = fmt.Sprintf("line %d: %s", raw.line, s)
+	}
 	if secretOfText.MatchString(raw.text) {
-		if s = lineNumber.FindString(s); s == "" {
-			s = fmt.Sprintf("the document that begins at line %d", raw.line)
-		}
-		return "is not valid YAML: see " + s
+		return "is not valid YAML: see " + lineNumber.FindString(s)
 	}
 	return "is not valid YAML: " + s
 }
