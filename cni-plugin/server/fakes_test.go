@@ -23,29 +23,53 @@ type fakeIPAM struct {
 	next  byte
 	asked []model.AddressRequest
 	calls []string
-	fail  map[string]error // by method
-	hook  func(method string)
+	faults
 }
 
 func newIPAM() *fakeIPAM {
-	return &fakeIPAM{eps: map[model.AttachmentKey]model.Endpoint{}, fail: map[string]error{}}
+	return &fakeIPAM{eps: map[model.AttachmentKey]model.Endpoint{}}
 }
 
-// call notes a call and returns the error it shall fail with. The lock is taken after the
-// hook, which may ask the fake itself.
-func (f *fakeIPAM) call(ctx context.Context, method string) error {
+// faults makes methods fail, and calls back before each.
+type faults struct {
+	mu   sync.Mutex
+	fail map[string]error
+	hook func(method string)
+}
+
+// set makes the named method fail from now on; nil makes it work again.
+func (f *faults) set(method string, err error) {
 	f.mu.Lock()
-	hook := f.hook
+	defer f.mu.Unlock()
+	if f.fail == nil {
+		f.fail = make(map[string]error)
+	}
+	f.fail[method] = err
+}
+
+func (f *faults) callBack(hook func(method string)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hook = hook
+}
+
+// meet calls back and returns the error that the method shall fail with.
+func (f *faults) meet(method string) error {
+	f.mu.Lock()
+	hook, err := f.hook, f.fail[method]
 	f.mu.Unlock()
 	if hook != nil {
 		hook(method)
 	}
+	return err
+}
+
+// call notes a call and returns the error it shall fail with. It leaves f.mu locked.
+func (f *fakeIPAM) call(ctx context.Context, method string) error {
+	err := f.meet(method)
 	f.mu.Lock()
 	f.calls = append(f.calls, method)
-	if err := f.fail[method]; err != nil {
-		return err
-	}
-	return ctx.Err()
+	return errors.Join(err, ctx.Err())
 }
 
 func (f *fakeIPAM) Assign(ctx context.Context, req model.AddressRequest) (model.Endpoint, error) {
@@ -125,6 +149,13 @@ func (f *fakeIPAM) Endpoint(key model.AttachmentKey) (model.Endpoint, bool) {
 	return ep, ok
 }
 
+// called lists the methods called so far.
+func (f *fakeIPAM) called() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.calls)
+}
+
 func (f *fakeIPAM) endpoints() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -134,39 +165,25 @@ func (f *fakeIPAM) endpoints() int {
 // fakeDataplane makes the host's routes to pods in the kernel, which refuses a route
 // through a link that is down or missing.
 type fakeDataplane struct {
-	mu    sync.Mutex
-	calls []string
-	fail  map[string]error
-	hook  func(method string)
+	faults
 	stall chan struct{} // unless nil, Attach closes it and waits for the end of its context
 }
 
-func newDataplane() *fakeDataplane { return &fakeDataplane{fail: map[string]error{}} }
-
-func (f *fakeDataplane) call(method string) error {
-	f.mu.Lock()
-	hook, err := f.hook, f.fail[method]
-	f.calls = append(f.calls, method)
-	f.mu.Unlock()
-	if hook != nil {
-		hook(method)
-	}
-	return err
-}
+func newDataplane() *fakeDataplane { return &fakeDataplane{} }
 
 func (f *fakeDataplane) Attach(ctx context.Context, ep model.Endpoint) error {
 	if f.stall != nil {
 		close(f.stall)
 		<-ctx.Done()
 	}
-	if err := errors.Join(f.call("Attach"), ctx.Err()); err != nil {
+	if err := errors.Join(f.meet("Attach"), ctx.Err()); err != nil {
 		return err
 	}
 	return f.routes(ep, netlink.RouteReplace)
 }
 
 func (f *fakeDataplane) Detach(ctx context.Context, ep model.Endpoint) error {
-	if err := errors.Join(f.call("Detach"), ctx.Err()); err != nil {
+	if err := errors.Join(f.meet("Detach"), ctx.Err()); err != nil {
 		return err
 	}
 	err := f.routes(ep, netlink.RouteDel)
@@ -178,7 +195,7 @@ func (f *fakeDataplane) Detach(ctx context.Context, ep model.Endpoint) error {
 }
 
 func (f *fakeDataplane) Check(_ context.Context, ep model.Endpoint) error {
-	if err := f.call("Check"); err != nil {
+	if err := f.meet("Check"); err != nil {
 		return err
 	}
 	link, err := netlink.LinkByName(ep.HostInterface)

@@ -52,8 +52,8 @@ func TestPeerRefused(t *testing.T) {
 	if out := plugin(); !strings.Contains(out, "only root may attach pods") {
 		t.Errorf("socket of mode 0666: %s", out)
 	}
-	if len(r.ipam.calls) != 0 {
-		t.Errorf("ipam was called: %v", r.ipam.calls)
+	if len(r.ipam.called()) != 0 {
+		t.Errorf("ipam was called: %v", r.ipam.called())
 	}
 }
 
@@ -163,7 +163,7 @@ func TestMalformed(t *testing.T) {
 	if resp, err := r.raw(r.request("DEL", "c1"), ""); err != nil || resp.Error != nil {
 		t.Errorf("DEL after all that: %v, %v", err, resp.Error)
 	}
-	if slices.Contains(r.ipam.calls, "Assign") {
+	if slices.Contains(r.ipam.called(), "Assign") {
 		t.Error("an address was assigned")
 	}
 }
@@ -188,13 +188,15 @@ func TestPanic(t *testing.T) {
 				panic("made to panic")
 			}
 		}
-		r.ipam.hook, r.dp.hook = hook, hook
+		r.ipam.callBack(hook)
+		r.dp.callBack(hook)
 		if _, err := r.cni.AddNetworkList(context.Background(), l, rt); code(err) != wire.CodeInternal || !strings.Contains(err.Error(), "made to panic") {
 			t.Errorf("%s: %v", step, err)
 		}
 		r.clean()
 	}
-	r.ipam.hook, r.dp.hook = nil, nil
+	r.ipam.callBack(nil)
+	r.dp.callBack(nil)
 	r.add(l, rt)
 	r.del(l, rt)
 }
@@ -202,9 +204,9 @@ func TestPanic(t *testing.T) {
 // TestHangUp: the runtime kills the plugin during ADD; the ADD is undone.
 func TestHangUp(t *testing.T) {
 	r := newRig(t)
+	r.dp.stall = make(chan struct{})
 	r.start()
 	ns := sandbox.Pod(t)
-	r.dp.stall = make(chan struct{})
 	conn, err := dial(r.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -225,12 +227,12 @@ func TestBusy(t *testing.T) {
 	r.config.Timeout = 300 * time.Millisecond
 	r.start()
 	reached, release := make(chan struct{}), make(chan struct{})
-	r.ipam.hook = func(method string) {
+	r.ipam.callBack(func(method string) {
 		if method == "Release" {
 			close(reached)
 			<-release
 		}
-	}
+	})
 	first := make(chan error, 1)
 	go func() {
 		_, err := r.raw(r.request("DEL", "c1"), "")
@@ -243,9 +245,7 @@ func TestBusy(t *testing.T) {
 	if resp, err := r.raw(r.request("DEL", "c2"), ""); err != nil || resp.Error == nil || resp.Error.Code != wire.CodeTryAgain {
 		t.Errorf("DEL without a slot: %v, %v", err, resp.Error)
 	}
-	r.ipam.mu.Lock()
-	r.ipam.hook = nil
-	r.ipam.mu.Unlock()
+	r.ipam.callBack(nil)
 	close(release)
 	if err := <-first; err != nil {
 		t.Error(err)
@@ -257,12 +257,12 @@ func TestDrain(t *testing.T) {
 	r := newRig(t)
 	r.start()
 	reached, release := make(chan struct{}), make(chan struct{})
-	r.ipam.hook = func(method string) {
+	r.ipam.callBack(func(method string) {
 		if method == "Release" {
 			close(reached)
 			<-release
 		}
-	}
+	})
 	done := make(chan error, 1)
 	go func() {
 		resp, err := r.raw(r.request("DEL", "c1"), "")

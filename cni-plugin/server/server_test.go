@@ -74,8 +74,8 @@ func TestSpecVersions(t *testing.T) {
 				r.del(l, rt)
 				r.clean()
 			}
-			if want := []string{"Assign", "Wired", "Release", "Release"}; !slices.Equal(r.ipam.calls, want) {
-				t.Errorf("ipam calls %v, want %v", r.ipam.calls, want)
+			if want := []string{"Assign", "Wired", "Release", "Release"}; !slices.Equal(r.ipam.called(), want) {
+				t.Errorf("ipam calls %v, want %v", r.ipam.called(), want)
 			}
 		})
 	}
@@ -91,7 +91,8 @@ func TestOrder(t *testing.T) {
 		_, err := net.InterfaceByName(host)
 		order = append(order, fmt.Sprintf("%s link=%v", method, err == nil))
 	}
-	r.ipam.hook, r.dp.hook = note, note
+	r.ipam.callBack(note)
+	r.dp.callBack(note)
 	r.start()
 	l, rt := r.list("1.1.0", ""), runtime("c1", sandbox.Pod(t))
 	r.add(l, rt)
@@ -109,16 +110,18 @@ func TestUndo(t *testing.T) {
 			r := newRig(t)
 			r.start()
 			l, rt := r.list("1.1.0", ""), runtime("c1", sandbox.Pod(t))
-			r.ipam.fail[step], r.dp.fail[step] = errors.New("made to fail"), errors.New("made to fail")
+			r.ipam.set(step, errors.New("made to fail"))
+			r.dp.set(step, errors.New("made to fail"))
 			if _, err := r.cni.AddNetworkList(context.Background(), l, rt); err == nil || !strings.Contains(err.Error(), "made to fail") {
 				t.Fatalf("ADD: %v", err)
 			}
 			r.clean()
-			delete(r.ipam.fail, step)
-			delete(r.dp.fail, step)
+			r.ipam.set(step, nil)
+			r.dp.set(step, nil)
 			first := r.add(l, rt)
 			// An ADD that fails over an endpoint that was there leaves it its address.
-			r.ipam.fail[step], r.dp.fail[step] = errors.New("made to fail"), errors.New("made to fail")
+			r.ipam.set(step, errors.New("made to fail"))
+			r.dp.set(step, errors.New("made to fail"))
 			if _, err := r.cni.AddNetworkList(context.Background(), l, rt); err == nil {
 				t.Fatal("ADD did not fail")
 			}
@@ -126,8 +129,8 @@ func TestUndo(t *testing.T) {
 				t.Error("the address of a running pod was released")
 			}
 			sandbox.Run(t, "ip", "link", "show", hostNameOf(rt))
-			delete(r.ipam.fail, step)
-			delete(r.dp.fail, step)
+			r.ipam.set(step, nil)
+			r.dp.set(step, nil)
 			if again := r.add(l, rt); marshal(t, again) != marshal(t, first) {
 				t.Errorf("ADD again: %s, want %s", marshal(t, again), marshal(t, first))
 			}
@@ -154,14 +157,14 @@ func TestDelFails(t *testing.T) {
 	r.start()
 	l, rt := r.list("1.1.0", ""), runtime("c1", sandbox.Pod(t))
 	r.add(l, rt)
-	r.dp.fail["Detach"] = errors.New("made to fail")
+	r.dp.set("Detach", errors.New("made to fail"))
 	if err := r.cni.DelNetworkList(context.Background(), l, rt); err == nil {
 		t.Error("DEL did not fail")
 	}
 	if r.ipam.endpoints() != 1 {
 		t.Error("the address was released all the same")
 	}
-	delete(r.dp.fail, "Detach")
+	r.dp.set("Detach", nil)
 	r.del(l, rt)
 	r.clean()
 }
@@ -324,11 +327,11 @@ func TestGC(t *testing.T) {
 	delete(r.ipam.eps, model.AttachmentKey{ContainerID: "lost", IfName: "eth0"})
 	unwired := model.AttachmentKey{ContainerID: "unwired", IfName: "eth0"}
 	r.ipam.eps[unwired] = model.Endpoint{Key: unwired, Network: "net"}
-	r.ipam.hook = func(method string) { // at the release no link bears the address
+	r.ipam.callBack(func(method string) { // at the release no link bears the address
 		if _, err := net.InterfaceByName(hostNameOf(drop)); method == "Retain" && err == nil {
 			t.Error("the address was released before the link was removed")
 		}
-	}
+	})
 	r.ipam.mu.Unlock()
 	gc := func(valid ...types.GCAttachment) error {
 		return plain.GCNetworkList(context.Background(), l, &libcni.GCArgs{ValidAttachments: valid})
@@ -348,11 +351,11 @@ func TestGC(t *testing.T) {
 		}
 	}
 	// What cannot be detached keeps its address.
-	r.dp.fail["Detach"] = errors.New("made to fail")
+	r.dp.set("Detach", errors.New("made to fail"))
 	if err := gc(); err == nil || r.ipam.endpoints() != 2 {
 		t.Errorf("GC: %v, %d attachments are left", err, r.ipam.endpoints())
 	}
-	delete(r.dp.fail, "Detach")
+	r.dp.set("Detach", nil)
 	r.add(l, keep)
 	if err := gc(); err != nil || r.ipam.endpoints() != 1 {
 		t.Errorf("GC of all: %v, %d attachments are left", err, r.ipam.endpoints())
