@@ -45,7 +45,8 @@ func (l *life) apply(ctx context.Context, resync bool) error {
 	errs = append(errs, l.applyPolicy(ctx, want))
 	if errs[0] == nil {
 		// Without its policy a peer could become a transit: sessions wait for that.
-		errs = append(errs, l.advertise(ctx, want), l.applyPeers(ctx, want))
+		l.choreo.want = want
+		errs = append(errs, l.advertise(ctx, want), l.greet(ctx), l.applyPeers(ctx, want))
 	}
 	errs = append(errs, l.withdraw(ctx, want))
 	err := errors.Join(errs...)
@@ -234,6 +235,7 @@ func (l *life) addPeer(ctx context.Context, p bgp.Peer, now time.Time) error {
 		return fmt.Errorf("AddPeer: %w", err)
 	}
 	l.peers[p.Addr] = p
+	l.returning[p.Addr] = restarting
 	l.log.Info("peer added", "peer", p.Addr.String(), "asn", p.ASN, "resource", p.Resource, "restarting", restarting)
 	return nil
 }

@@ -2,6 +2,7 @@ package gobgp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -25,6 +26,7 @@ const (
 // choreography is the loop's memory of a life's beginning.
 type choreography struct {
 	global *bgp.Speaker // what StartBgp was called with; nil: not yet
+	want   *bgp.Speaker // what is being applied
 	stage  stage
 	since  time.Time // of the stage
 	gate   *gate     // nil: none
@@ -96,7 +98,7 @@ func (l *life) choreograph(ctx context.Context, now time.Time, want *bgp.Speaker
 				if len(add) > 0 {
 					return add, next, nil
 				}
-				if wait := c.since.Add(gateTime); !l.settled(now) && now.Before(wait) && c.restarting {
+				if wait := c.since.Add(l.r.pace.gate); !l.settled(now) && now.Before(wait) && c.restarting {
 					return nil, earliest(wait, l.silence()), nil
 				}
 			} else if p, wait := l.oneByOne(first, now); p != nil || !wait.IsZero() {
@@ -107,7 +109,7 @@ func (l *life) choreograph(ctx context.Context, now time.Time, want *bgp.Speaker
 			}
 			c.enter(stageSettle, now)
 		case stageSettle:
-			if wait := c.since.Add(settleTime); len(last) > 0 && now.Before(wait) {
+			if wait := c.since.Add(l.r.pace.settle); len(last) > 0 && now.Before(wait) {
 				return nil, wait, nil
 			}
 			c.enter(stageLast, now)
@@ -120,7 +122,7 @@ func (l *life) choreograph(ctx context.Context, now time.Time, want *bgp.Speaker
 		case stageDone:
 			add = append(first, last...)
 			if !c.synced {
-				wait := l.started.Add(window)
+				wait := l.started.Add(l.r.pace.window)
 				if len(add) == 0 && l.settled(now) || !now.Before(wait) {
 					c.synced = true
 					l.syncNow <- struct{}{}
@@ -137,7 +139,7 @@ func (l *life) choreograph(ctx context.Context, now time.Time, want *bgp.Speaker
 // time; until then, when to look again. It returns nothing when all are through.
 func (l *life) oneByOne(missing []bgp.Peer, now time.Time) ([]bgp.Peer, time.Time) {
 	c := &l.choreo
-	if wait := c.turnAt.Add(returnTime); c.turn.IsValid() && now.Before(wait) && !l.peerSettled(c.turn, now) {
+	if wait := c.turnAt.Add(l.r.pace.turn); c.turn.IsValid() && now.Before(wait) && !l.peerSettled(c.turn, now) {
 		return nil, earliest(wait, l.silence())
 	}
 	if len(missing) == 0 {
@@ -155,6 +157,9 @@ func (l *life) openGate(ctx context.Context, want *bgp.Speaker) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	addr := gateAddr(want.ListenAddrs[0])
+	l.mu.Lock()
+	l.gateAddr = addr
+	l.mu.Unlock()
 	if _, err := l.client.AddPeer(ctx, &api.AddPeerRequest{Peer: gatePeer(addr, want.ASN)}); err != nil {
 		return fmt.Errorf("AddPeer %s: %w", addr, err)
 	}
@@ -203,6 +208,44 @@ func (l *life) closeGate(ctx context.Context, now time.Time) error {
 		}
 	}
 	return err
+}
+
+// greet sends our routes and End-of-RIB at once to each returning peer that gets nothing from us
+// but our own prefixes: there is no other peer to wait for, and the sooner its restart is over,
+// the less a second death can cost (RFC 4724, section 4.2). The others wait for the gate.
+func (l *life) greet(ctx context.Context) error {
+	var errs []error
+	for a, p := range l.established() {
+		l.mu.Lock()
+		s := l.sessions[a]
+		due := s.up() && l.returning[a] && !s.greeted
+		l.mu.Unlock()
+		if !due || l.passesOn(p) {
+			continue
+		}
+		if err := l.softReset(ctx, a, api.ResetPeerRequest_OUT); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		l.mu.Lock()
+		s.greeted = true
+		l.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// passesOn reports whether routes of another peer are passed on to p.
+func (l *life) passesOn(p bgp.Peer) bool {
+	for _, q := range l.choreo.want.Peers {
+		switch {
+		case q.Addr == p.Addr || q.Addr.Is4() != p.Addr.Is4():
+		case !p.IBGP() && q.IBGP(), p.IBGP() && !q.IBGP():
+			return true
+		case p.IBGP() && q.IBGP() && (p.RRClient || q.RRClient):
+			return true
+		}
+	}
+	return false
 }
 
 // settled reports whether every peer that was added has told all its routes.

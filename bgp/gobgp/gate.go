@@ -22,7 +22,8 @@ import (
 // (server.go, recvedAllEOR: a peer that has not sent an OPEN does not count). A peer whose
 // session opens after that sees neither the R nor the F bit and drops our routes. So the agent
 // itself is such a peer while the others return: it opens a session from a local address for a
-// family that carries nothing here (IPv4 multicast), stays silent, and sends the End-of-RIB that
+// family that carries nothing here (GoBGP's own "opaque"; of IPv4 multicast it takes the
+// End-of-RIB for one of unicast), stays silent, and sends the End-of-RIB that
 // releases all when all are back. Nothing can be learned over the session, and nothing is sent.
 type gate struct {
 	addr netip.Addr // what the speaker knows us by
@@ -40,9 +41,13 @@ const (
 	msgKeepalive = 4
 	headerLen    = 19
 	maxMsgLen    = 4096
-	afiIPv4      = 1
-	safiMcast    = 2
 	asTrans      = 23456
+)
+
+// The family of the gate's session.
+const (
+	gateAFI  = uint16(api.Family_AFI_OPAQUE)
+	gateSAFI = byte(api.Family_SAFI_KEY_VALUE)
 )
 
 const gateHold = 240 * time.Second
@@ -62,7 +67,7 @@ func gatePeer(addr netip.Addr, asn uint32) *api.Peer {
 			RestartTime: uint32(gateHold / time.Second), DeferralTime: uint32(gateHold / time.Second),
 		},
 		AfiSafis: []*api.AfiSafi{{
-			Config:            &api.AfiSafiConfig{Family: &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_MULTICAST}, Enabled: true},
+			Config:            &api.AfiSafiConfig{Family: &api.Family{Afi: api.Family_AFI_OPAQUE, Safi: api.Family_SAFI_KEY_VALUE}, Enabled: true},
 			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
 		}},
 	}
@@ -198,12 +203,12 @@ func message(typ byte, body []byte) []byte {
 	return append(m, body...)
 }
 
-// openMessage offers IPv4 multicast with graceful restart and four-octet AS numbers (RFC 4271
+// openMessage offers the gate's family with graceful restart and four-octet AS numbers (RFC 4271
 // section 4.2, RFC 5492, RFC 4760, RFC 4724, RFC 6793).
 func openMessage(asn uint32, id netip.Addr) []byte {
 	caps := []byte{
-		1, 4, 0, afiIPv4, 0, safiMcast,
-		64, 6, 0, 0, 0, afiIPv4, safiMcast, 0,
+		1, 4, byte(gateAFI >> 8), byte(gateAFI & 0xff), 0, gateSAFI,
+		64, 6, 0, 0, byte(gateAFI >> 8), byte(gateAFI & 0xff), gateSAFI, 0,
 		65, 4, byte(asn >> 24), byte(asn >> 16), byte(asn >> 8), byte(asn),
 	}
 	short := uint16(asTrans)
@@ -220,7 +225,7 @@ func openMessage(asn uint32, id netip.Addr) []byte {
 
 // endOfRIB is an MP_UNREACH_NLRI that withdraws nothing (RFC 4724, section 2).
 func endOfRIB() []byte {
-	return []byte{0, 0, 0, 6, 0x80, 15, 3, 0, afiIPv4, safiMcast}
+	return []byte{0, 0, 0, 6, 0x80, 15, 3, byte(gateAFI >> 8), byte(gateAFI & 0xff), gateSAFI}
 }
 
 // otherID is a router id that is not the speaker's.

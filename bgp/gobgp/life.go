@@ -36,13 +36,15 @@ type life struct {
 	over    chan outcome  // from the loop: the life must end
 
 	// The loop's alone.
-	peers   map[netip.Addr]bgp.Peer // what was added to the speaker
-	adverts map[netip.Prefix]bgp.Advert
-	policy  appliedPolicy
-	choreo  choreography
-	wake    *time.Timer
+	peers     map[netip.Addr]bgp.Peer // what was added to the speaker
+	returning map[netip.Addr]bool     // whether it was added with the restart bits
+	adverts   map[netip.Prefix]bgp.Advert
+	policy    appliedPolicy
+	choreo    choreography
+	wake      *time.Timer
 
 	mu       sync.Mutex
+	gateAddr netip.Addr // whose session is no peer's
 	sessions map[netip.Addr]*session
 	locals   map[netip.Prefix]bool // prefixes whose best path came over the API
 	synced   bool
@@ -61,6 +63,7 @@ type session struct {
 	state    api.PeerState_SessionState
 	since    time.Time // of the state
 	eor      bool      // End-of-RIB received in the present session
+	greeted  bool      // our routes were sent ahead of the gate
 	graceful capability
 	flaps    int // how often an established session ended in this life
 }
@@ -81,11 +84,12 @@ func (r *Reconciler) live(ctx context.Context, inst Instance, hold bool) (*life,
 	l := &life{
 		r: r, log: r.log, inst: inst, hold: hold, started: time.Now(),
 		syncNow: make(chan struct{}, 1), over: make(chan outcome, 1),
-		peers:    map[netip.Addr]bgp.Peer{},
-		adverts:  map[netip.Prefix]bgp.Advert{},
-		sessions: map[netip.Addr]*session{},
-		locals:   map[netip.Prefix]bool{},
-		counts:   map[netip.Addr]counts{},
+		peers:     map[netip.Addr]bgp.Peer{},
+		returning: map[netip.Addr]bool{},
+		adverts:   map[netip.Prefix]bgp.Advert{},
+		sessions:  map[netip.Addr]*session{},
+		locals:    map[netip.Prefix]bool{},
+		counts:    map[netip.Addr]counts{},
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -297,6 +301,10 @@ func (l *life) takePeer(p *api.Peer) {
 	state := p.State.SessionState
 	now := time.Now()
 	l.mu.Lock()
+	if a == l.gateAddr {
+		l.mu.Unlock()
+		return
+	}
 	s := l.sessions[a]
 	if s == nil {
 		s = &session{}
@@ -306,7 +314,7 @@ func (l *life) takePeer(p *api.Peer) {
 	if was != state {
 		s.state, s.since = state, now
 		if state == api.PeerState_ESTABLISHED {
-			s.eor, s.graceful = false, unknown
+			s.eor, s.greeted, s.graceful = false, false, unknown
 		} else if was == api.PeerState_ESTABLISHED {
 			s.flaps++
 		}

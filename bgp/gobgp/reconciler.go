@@ -52,19 +52,25 @@ type Config struct {
 	Changed func()
 }
 
-// How a restart is paced.
-const (
-	// gateTime is how long the peers that return first are waited for before our routes
-	// are sent to those that are back.
-	gateTime = 5 * time.Second
+// pace is how a restart is timed.
+type pace struct {
+	// gate is how long the peers that return first are waited for before our routes are
+	// sent to those that are back. A first attempt to connect comes after 1 to 2 s, and
+	// BIRD 2.0 can sleep for 3 s before it sends anything.
+	gate time.Duration
 	// window is the longest time from the start of a life until its table counts as
 	// complete, unless a suspect is still on its way.
-	window = 10 * time.Second
-	// settleTime lets the peers digest our End-of-RIB before a suspect returns: routes that
-	// are stale at another death would be dropped (RFC 4724, section 4.2).
-	settleTime = 500 * time.Millisecond
-	// returnTime is how long one peer is waited for where peers return one by one.
-	returnTime = 3 * time.Second
+	window time.Duration
+	// settle lets the peers digest our End-of-RIB before a suspect returns: routes that are
+	// stale at another death would be dropped (RFC 4724, section 4.2).
+	settle time.Duration
+	// turn is how long one peer is waited for where peers return one by one.
+	turn time.Duration
+}
+
+var defaultPace = pace{gate: 6 * time.Second, window: 10 * time.Second, settle: 500 * time.Millisecond, turn: 5 * time.Second}
+
+const (
 	// silentTime is how long a peer without graceful restart, which sends no End-of-RIB,
 	// is given to send its routes.
 	silentTime = time.Second
@@ -80,6 +86,7 @@ const (
 type Reconciler struct {
 	cfg  Config
 	log  *slog.Logger
+	pace pace
 	poke chan struct{} // a new desired state, for the time without a life
 
 	mu       sync.Mutex
@@ -103,6 +110,7 @@ func New(cfg Config) *Reconciler {
 	return &Reconciler{
 		cfg:      cfg,
 		log:      cfg.Log.With("reconciler", "bgp"),
+		pace:     defaultPace,
 		poke:     make(chan struct{}, 1),
 		suspects: suspects{},
 		grace:    map[netip.Addr]time.Time{},
