@@ -80,3 +80,22 @@ func BenchmarkParallelADD(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// BenchmarkRequest is an ADD without the plugin's execution: what the agent takes, with
+// addresses from memory and routes by netlink.
+func BenchmarkRequest(b *testing.B) {
+	r := newRig(b)
+	r.start()
+	ns := sandbox.Pod(b)
+	ask := func(command string) {
+		if resp, err := r.raw(r.request(command, "bench"), ns); err != nil || resp.Error != nil {
+			b.Fatal(err, resp.Error)
+		}
+	}
+	for b.Loop() {
+		ask("ADD")
+		b.StopTimer()
+		ask("DEL")
+		b.StartTimer()
+	}
+}

@@ -75,6 +75,11 @@ func (s *Server) handle(ctx context.Context, wr *wire.Request, ns *os.File) (res
 	case "STATUS":
 		return nil, s.status()
 	}
+	if r.Command == "ADD" || r.Command == "GC" {
+		if err := s.waitReady(ctx); err != nil {
+			return nil, err
+		}
+	}
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
@@ -82,9 +87,6 @@ func (s *Server) handle(ctx context.Context, wr *wire.Request, ns *os.File) (res
 		return nil, fmt.Errorf("waiting for %d other requests to end: %w", cap(s.slots), ctx.Err())
 	}
 	if r.Command == "GC" {
-		if err := s.waitReady(ctx); err != nil {
-			return nil, err
-		}
 		s.gc.Lock()
 		defer s.gc.Unlock()
 		return nil, s.collect(ctx, r)
@@ -98,9 +100,6 @@ func (s *Server) handle(ctx context.Context, wr *wire.Request, ns *os.File) (res
 	defer leave()
 	switch r.Command {
 	case "ADD":
-		if err := s.waitReady(ctx); err != nil {
-			return nil, err
-		}
 		return s.add(ctx, r)
 	case "CHECK":
 		return nil, s.check(ctx, r)
