@@ -233,6 +233,14 @@ func (b *builder) mesh() {
 	if !cfg.Mesh || b.self.RouteReflectorClusterID.IsValid() {
 		return
 	}
+	if len(cfg.MeshPassword) > MaxPasswordLen {
+		b.problems = append(b.problems, model.Problem{
+			Object:  model.Object{Kind: "BGPConfiguration", Name: "default"},
+			Field:   ".spec.nodeMeshPassword",
+			Message: fmt.Sprintf("the mesh is off: the secret's value has %d bytes; TCP MD5 takes at most %d", len(cfg.MeshPassword), MaxPasswordLen),
+		})
+		return
+	}
 	for i := range b.Snapshot.Nodes {
 		n := &b.Snapshot.Nodes[i]
 		if n.Name == b.self.Name || n.RouteReflectorClusterID.IsValid() {

@@ -42,7 +42,7 @@ func (l *life) apply(ctx context.Context, resync bool) error {
 		}
 	}
 	var errs []error
-	errs = append(errs, l.applyPolicy(ctx, want))
+	errs = append(errs, l.applyPolicy(ctx, want), l.hasten(ctx, time.Now()))
 	if errs[0] == nil {
 		// Without its policy a peer could become a transit: sessions wait for that.
 		l.choreo.want = want

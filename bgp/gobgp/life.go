@@ -66,6 +66,11 @@ type session struct {
 	greeted  bool      // our routes were sent ahead of the gate
 	graceful capability
 	flaps    int // how often an established session ended in this life
+	// resting: it went down and is to be woken (hasten.go); how often that was done since
+	// hastened.
+	resting  bool
+	hastes   int
+	hastened time.Time
 }
 
 func (s *session) up() bool { return s != nil && s.state == api.PeerState_ESTABLISHED }
@@ -310,13 +315,18 @@ func (l *life) takePeer(p *api.Peer) {
 		s = &session{}
 		l.sessions[a] = s
 	}
-	was, lasted := s.state, now.Sub(s.since)
+	was, lasted, refused := s.state, now.Sub(s.since), false
 	if was != state {
 		s.state, s.since = state, now
 		if state == api.PeerState_ESTABLISHED {
 			s.eor, s.greeted, s.graceful = false, false, unknown
 		} else if was == api.PeerState_ESTABLISHED {
 			s.flaps++
+			s.resting = true
+		} else if state == api.PeerState_IDLE && !l.synced {
+			// A returning peer was refused by one that rests.
+			s.resting = was == api.PeerState_OPENSENT || was == api.PeerState_OPENCONFIRM
+			refused = s.resting
 		}
 	}
 	l.mu.Unlock()
@@ -333,6 +343,8 @@ func (l *life) takePeer(p *api.Peer) {
 		l.log.Warn("session is down", "peer", a.String(), "after", lasted.Round(time.Millisecond))
 		l.loop.Poke()
 		l.r.changed()
+	case refused:
+		l.loop.Poke()
 	}
 }
 

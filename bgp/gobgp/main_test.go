@@ -3,6 +3,7 @@ package gobgp
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -36,6 +37,11 @@ func TestMain(m *testing.M) {
 			if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
 				exit(fmt.Errorf("%v: %w: %s (the tests need root, iproute2 and mount)", c, err, out))
 			}
+		}
+		// The tests mostly wait for timers of the routers.
+		flag.Parse()
+		if err := flag.Set("test.parallel", "8"); err != nil {
+			exit(err)
 		}
 		os.Exit(m.Run())
 	}

@@ -3,6 +3,7 @@ package gobgp
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 	"strings"
@@ -280,6 +281,58 @@ func TestDrift(t *testing.T) {
 	resync()
 	l.up(a, b)
 	l.eventually("all back", func() bool { return a.has("10.244.1.0/26") && l.routes.len() == 2 })
+}
+
+// TestIPv6 keeps an IPv6 session with TTL security for IPv6 routes alone, and brings it back after
+// a death together with another one.
+func TestIPv6(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	a, b := l.router(65001), l.router(65002)
+	for i, r := range []*router{a, b} {
+		far := netip.MustParseAddr(fmt.Sprintf("fd00:%d:%d::1", l.id, i))
+		must(t, "ip", "addr", "add", far.String()+"/64", "dev", "v"+r.name, "nodad")
+		near := netip.MustParseAddr(fmt.Sprintf("fd00:%d:%d::2", l.id, i))
+		r.run("ip", "addr", "add", near.String()+"/64", "dev", "eth0", "nodad")
+		p := l.peer(r.addr)
+		p.Addr, p.LocalAddr, p.TTLSecurity, p.Multihop = near, far, 1, false
+		l.want.ListenAddrs[i] = far
+		r.write("bird.conf", fmt.Sprintf(`
+router id %s;
+protocol device {}
+protocol static { ipv6; route 2001:db8:%d::/48 blackhole; }
+protocol bgp node {
+  local %s as %d;
+  neighbor %s as %d;
+  connect delay time 1; connect retry time 2; error wait time 1, 2;
+  direct; ttl security on;
+  graceful restart on;
+  ipv6 { import all; export where source = RTS_STATIC; };
+}
+`, r.addr, i, near, r.asn, far, ownASN))
+		r.addr, r.far = near, far
+	}
+	l.advertise("fd44::40/122")
+	l.start()
+	for _, r := range []*router{a, b} {
+		r.daemon(io.Discard, "bird", "-f", "-c", r.dir+"/bird.conf", "-s", r.dir+"/ctl", "-P", r.dir+"/pid")
+	}
+	l.up(a, b)
+	l.eventually("routes", func() bool {
+		return slices.Equal(l.routes.via("2001:db8:0::/48"), []netip.Addr{a.addr}) && slices.Equal(l.routes.via("2001:db8:1::/48"), []netip.Addr{b.addr})
+	})
+	l.eventually("advert", func() bool {
+		return strings.Contains(a.details("fd44::40/122"), "next_hop: "+a.far.String()) && b.has("fd44::40/122")
+	})
+	l.eventually("sync", func() bool { return l.routes.syncs() == 1 })
+	l.kill()
+	l.eventually("return", func() bool { return l.routes.syncs() == 2 && a.has("fd44::40/122") && b.has("fd44::40/122") })
+	if lost := l.routes.lost(); len(lost) != 0 {
+		t.Errorf("the node dropped %v", lost)
+	}
+	if strings.Contains(l.log.String(), "no restart gate") {
+		t.Error("the gate does not work over IPv6")
+	}
 }
 
 // TestFullTable takes 100,000 routes in about the time that GoBGP needs by itself.
