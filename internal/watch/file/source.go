@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -19,7 +18,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -39,8 +37,6 @@ const (
 	// blockRest is how long a block that is in force is left unread after it was read:
 	// its file is rewritten with every few addresses, which changes nothing here.
 	blockRest = 200 * time.Millisecond
-	// maxFile bounds what is read of one file, in bytes.
-	maxFile = 32 << 20
 	// trustAge is how much older than its reading a file's mtime must be for an equal
 	// mtime to mean equal content, whatever the clock's resolution.
 	trustAge = 2 * time.Second
@@ -68,10 +64,12 @@ type Source struct {
 
 	dirs     map[string]*dir // by prefix
 	watched  map[string]identity
+	deaf     map[string]string // folders that cannot be watched, and why
 	reported map[model.Problem]bool
 	last     *model.Snapshot
 	stale    bool      // something changed since last was made
 	started  time.Time // when the first scan was
+	scanned  time.Time // when the last scan was
 	readAt   map[string]time.Time
 }
 
@@ -81,16 +79,6 @@ type dir struct {
 	path    string
 	id      identity // of the folder whose files are known
 	problem string   // why what is known of it is out of date
-}
-
-// identity tells a folder from another one at the same path.
-type identity struct{ dev, ino uint64 }
-
-// fingerprint changes when a file does.
-type fingerprint struct {
-	dev, ino     uint64
-	size         int64
-	mtime, ctime int64 // nanoseconds
 }
 
 // New makes a Source. It reads nothing yet.
@@ -109,7 +97,7 @@ func New(cfg Config) (*Source, error) {
 	s := &Source{
 		cfg: cfg, log: cfg.Log.With("datastore", "file://"+cfg.Dir),
 		opt:     watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace},
-		watched: map[string]identity{}, reported: map[model.Problem]bool{}, readAt: map[string]time.Time{},
+		watched: map[string]identity{}, deaf: map[string]string{}, reported: map[model.Problem]bool{}, readAt: map[string]time.Time{},
 	}
 	s.folder = newFolder(s.opt)
 	s.dirs = map[string]*dir{
@@ -146,10 +134,8 @@ func (s *Source) Run(ctx context.Context) error {
 			due = at
 		}
 	}
-	poll := time.NewTimer(s.pollTime())
-	defer poll.Stop()
 	for {
-		gather, settle := after(due), after(s.folder.next())
+		gather, settle, poll := after(due), after(s.folder.next()), after(s.scanned.Add(s.pollTime()))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -194,10 +180,9 @@ func (s *Source) Run(ctx context.Context) error {
 			}
 			s.folder.settle(now)
 			s.publish()
-		case <-poll.C:
+		case <-poll:
 			s.scan()
 			s.publish()
-			poll.Reset(s.pollTime())
 		}
 	}
 }
@@ -220,10 +205,7 @@ func (s *Source) rest(name string) time.Duration {
 }
 
 func (s *Source) pollTime() time.Duration {
-	if s.watcher == nil || s.dirs[""].problem != "" || s.dirs[blockFolder].problem != "" {
-		return pollFast
-	}
-	if _, ok := s.watched[s.cfg.Dir]; !ok {
+	if s.watcher == nil || len(s.deaf) > 0 || s.dirs[""].problem != "" || s.dirs[blockFolder].problem != "" {
 		return pollFast
 	}
 	return pollTime
@@ -252,14 +234,9 @@ func (s *Source) concerns(e fsnotify.Event) (name string, all bool) {
 	return "", false
 }
 
-// isManifest reports whether a file of that name is read. Names that begin with a dot are
-// those of editors and of files on their way.
-func isManifest(base string) bool {
-	return (strings.HasSuffix(base, ".yaml") || strings.HasSuffix(base, ".yml")) && !strings.HasPrefix(base, ".")
-}
-
 // scan looks at all files, and reads those that changed.
 func (s *Source) scan() {
+	s.scanned = time.Now()
 	s.rewatch()
 	s.scanDir(s.dirs[""])
 	s.scanDir(s.dirs[blockFolder])
@@ -275,6 +252,7 @@ func (s *Source) rewatch() {
 		st, err := os.Stat(path)
 		if err != nil || !st.IsDir() {
 			delete(s.watched, path)
+			delete(s.deaf, path)
 			continue
 		}
 		id := identityOf(st)
@@ -283,11 +261,15 @@ func (s *Source) rewatch() {
 		}
 		_ = s.watcher.Remove(path) // of the folder that was there before, if any
 		if err := s.watcher.Add(path); err != nil {
-			s.log.Warn("folder cannot be watched; it is polled", "path", path, "error", err)
+			if s.deaf[path] != err.Error() {
+				s.log.Warn("folder cannot be watched; it is polled", "path", path, "error", err)
+			}
+			s.deaf[path] = err.Error()
 			delete(s.watched, path)
 			continue
 		}
 		s.watched[path] = id
+		delete(s.deaf, path)
 	}
 }
 
@@ -327,31 +309,6 @@ func (s *Source) scanDir(d *dir) {
 			s.folder.missing(name, now)
 		}
 	}
-}
-
-// list names the manifests in a folder.
-func list(path string) ([]string, identity, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, identity{}, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, identity{}, err
-	}
-	entries, err := f.ReadDir(-1)
-	if err != nil {
-		return nil, identity{}, err
-	}
-	names := make([]string, 0, len(entries))
-	for _, e := range entries {
-		if isManifest(e.Name()) {
-			names = append(names, e.Name())
-		}
-	}
-	slices.Sort(names)
-	return names, identityOf(st), nil
 }
 
 func (s *Source) path(name string) string { return filepath.Join(s.cfg.Dir, filepath.FromSlash(name)) }
@@ -402,54 +359,6 @@ func (s *Source) dirOf(name string) *dir {
 		return s.dirs[blockFolder]
 	}
 	return s.dirs[""]
-}
-
-func isDir(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.IsDir()
-}
-
-func isLink(path string) bool {
-	st, err := os.Lstat(path)
-	return err == nil && st.Mode()&fs.ModeSymlink != 0
-}
-
-func readFile(path string) (string, fingerprint, error) {
-	// Without blocking, should it be a pipe.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return "", fingerprint{}, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return "", fingerprint{}, err
-	}
-	if !st.Mode().IsRegular() {
-		return "", fingerprint{}, errors.New("it is no regular file")
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return "", fingerprint{}, err
-	}
-	if len(data) > maxFile {
-		return "", fingerprint{}, fmt.Errorf("it has more than %d bytes; split it", maxFile)
-	}
-	// The print from before the read: a write meanwhile shows as another one.
-	return string(data), printOf(st), nil
-}
-
-func identityOf(st fs.FileInfo) identity {
-	sys := st.Sys().(*syscall.Stat_t)
-	return identity{dev: uint64(sys.Dev), ino: sys.Ino}
-}
-
-func printOf(st fs.FileInfo) fingerprint {
-	sys := st.Sys().(*syscall.Stat_t)
-	return fingerprint{
-		dev: uint64(sys.Dev), ino: sys.Ino, size: st.Size(),
-		mtime: st.ModTime().UnixNano(), ctime: sys.Ctim.Nano(),
-	}
 }
 
 // publish makes a snapshot if something changed, and hands it on if it is another one.
