@@ -88,6 +88,6 @@ func root() *cobra.Command {
 	c.PersistentFlags().StringVarP(&f.name, "name", "n", "", "name of the lab (default: the topology's, or the only lab that is up)")
 	c.PersistentFlags().BoolVarP(&f.verbose, "verbose", "v", false, "log every step")
 	c.AddCommand(upCommand(f), downCommand(f), listCommand(f), execCommand(f), inspectCommand(f), graphCommand(f), linkCommand(f),
-		daemonCommand(f), logsCommand(f), podCommand(f), pingCommand(f), streamCommand(f))
+		daemonCommand(f), logsCommand(f), podCommand(f), pingCommand(f), streamCommand(f), demoCommand(f))
 	return c
 }
