@@ -162,15 +162,19 @@ func (b *Block) set(i int, handle string, attrs map[string]string) {
 	b.Slots[i] = Slot{Handle: handle, Attrs: attrs}
 }
 
-// release frees slot i, which then is the one with the shortest idle time. A zero time
-// means that nobody used it: then it keeps its place at the head of the queue.
+// release frees slot i, which takes its place in the queue by the time of its release. A
+// zero time means that nobody used it: then it goes back to the head of the queue.
 func (b *Block) release(i int, at time.Time) {
 	if at.IsZero() {
 		at = b.Slots[i].ReleasedAt
 	}
 	b.Slots[i] = Slot{ReleasedAt: at}
 	if !at.IsZero() {
-		b.Unallocated = append(b.Unallocated, i)
+		n := len(b.Unallocated)
+		for n > 0 && b.Slots[b.Unallocated[n-1]].ReleasedAt.After(at) {
+			n-- // that one was written sooner and released later
+		}
+		b.Unallocated = slices.Insert(b.Unallocated, n, i)
 		return
 	}
 	at0, _ := slices.BinarySearchFunc(b.Unallocated, i, func(n, i int) int {

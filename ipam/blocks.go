@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -99,27 +100,22 @@ func (a *Allocator) cooldown() time.Duration {
 // changed. a.mu is held.
 func (a *Allocator) settle(b *Block) int {
 	n := 0
-	var unused []int
+	var free []*hold
 	for addr, h := range a.state.byBlock[b.CIDR] {
 		i := b.Ordinal(addr)
 		s := b.Slots[i]
 		switch {
 		case h.state == inUse && !h.written && (s.Handle == "" || s.Handle == a.stashHandle() || s.Handle == h.handle):
 			b.set(i, h.handle, a.attributes(h.key))
+			n++
 		case h.state == freeing && !h.taken && s.Handle != "" && (s.Handle == a.stashHandle() || s.Handle == h.handle):
-			if h.at.IsZero() {
-				unused = append(unused, i)
-			} else {
-				b.release(i, h.at)
-			}
-		default:
-			continue
+			free = append(free, h)
+			n++
 		}
-		n++
 	}
-	slices.Sort(unused)
-	for _, i := range unused {
-		b.release(i, time.Time{})
+	slices.SortFunc(free, func(x, y *hold) int { return cmp.Or(x.at.Compare(y.at), x.addr.Compare(y.addr)) })
+	for _, h := range free {
+		b.release(b.Ordinal(h.addr), h.at)
 	}
 	return n
 }

@@ -64,9 +64,10 @@ func openJournal(cfg Config, log *slog.Logger, s *state, mirror func() (*batch, 
 	if j.lock, err = os.OpenFile(filepath.Join(j.dir, journalLock), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600); err != nil {
 		return nil, err
 	}
+	lock := j.lock
 	defer func() {
 		if err != nil {
-			j.lock.Close()
+			lock.Close()
 		}
 	}()
 	if err := syscall.Flock(int(j.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {

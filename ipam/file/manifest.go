@@ -232,7 +232,7 @@ func encode(b *ipam.Block, seq uint64) []byte {
 // of numbers in front, and is no word with a meaning.
 var (
 	bare  = regexp.MustCompile(`^[g-wzG-WZ][A-Za-z0-9_./-]*$`)
-	words = regexp.MustCompile(`^(?i:null|no|on|off|true|nan|inf)$`)
+	words = regexp.MustCompile(`^(?i:n|null|no|on|off|true|nan|inf)$`)
 )
 
 // quote returns a JSON string, which is a YAML string as well, or s itself where that is
