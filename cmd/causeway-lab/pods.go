@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -24,6 +25,7 @@ func podAddCommand(f *flags) *cobra.Command {
 	o := lab.PodOptions{}
 	var ips []string
 	conf := ""
+	wait := time.Duration(0)
 	c := &cobra.Command{
 		Use:   "add NODE POD...",
 		Short: "Make pods on a node and print their addresses",
@@ -48,6 +50,11 @@ func podAddCommand(f *flags) *cobra.Command {
 					return err
 				}
 			}
+			ready, cancel := context.WithTimeout(c.Context(), wait)
+			defer cancel()
+			if err := n.AwaitCNI(ready); err != nil {
+				return err
+			}
 			for _, name := range args[1:] {
 				p, err := n.AddPod(c.Context(), name, o)
 				if err != nil {
@@ -60,6 +67,7 @@ func podAddCommand(f *flags) *cobra.Command {
 	}
 	c.Flags().StringVar(&o.Namespace, "namespace", "", "Kubernetes namespace told to the plugin (default \"default\")")
 	c.Flags().StringSliceVar(&ips, "ip", nil, "ask for this address (at most one of each family)")
+	c.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to wait until the node is ready for pods")
 	c.Flags().StringVar(&conf, "conflist", "", "CNI configuration list (default: the node's, or causeway-cni alone)")
 	return c
 }
@@ -139,7 +147,7 @@ func pingCommand(f *flags) *cobra.Command {
 	}
 	c.Flags().StringSliceVar(&from, "from", nil, "ping from these nodes instead of from the pods")
 	c.Flags().BoolVar(&asJSON, "json", false, "JSON")
-	c.Flags().DurationVar(&cfg.Timeout, "timeout", time.Second, "how long to wait for answers")
+	c.Flags().DurationVar(&cfg.Timeout, "timeout", 3*time.Second, "how long to wait for answers")
 	return c
 }
 

@@ -232,6 +232,9 @@ func runWarden(args []string) error {
 		return err
 	}
 	os.Stdin.Read(make([]byte, 1))
+	if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+		return nil // taken down in good order
+	}
 	unlock, err := lockLab(root, name)
 	if err != nil {
 		return err
@@ -239,7 +242,7 @@ func runWarden(args []string) error {
 	defer unlock()
 	st, err := readState(root, name)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // taken down in good order
+		return nil
 	}
 	// Another lab of the same name, with an owner of its own, is not ours to end.
 	if err == nil && (st.Owner == nil || *st.Owner != *owner.Owner || !st.Created.Equal(owner.Created)) {

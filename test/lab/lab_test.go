@@ -29,12 +29,12 @@ const crashName = "causeway-lab-test-crash"
 
 // crashMain runs `crash <topology> <state root> <ephemeral> <step number>`.
 func crashMain() {
-	left := 0
+	var left int64 // steps; 0: all
 	fmt.Sscan(os.Args[4], &left)
 	n := atomic.Int64{}
 	_, err := Up(context.Background(), must(Load(os.Args[1])), Options{StateRoot: os.Args[2], Ephemeral: os.Args[3] == "true", NoAgents: true,
 		onStep: func(step string) {
-			if n.Add(1) == int64(left) {
+			if n.Add(1) == left {
 				unix.Kill(os.Getpid(), unix.SIGKILL)
 				select {}
 			}
@@ -43,10 +43,8 @@ func crashMain() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	if os.Args[3] == "true" {
-		unix.Kill(os.Getpid(), unix.SIGKILL)
-	}
-	os.Exit(3) // no such step
+	fmt.Println(n.Load())
+	unix.Kill(os.Getpid(), unix.SIGKILL)
 }
 
 func must[T any](v T, err error) T {
@@ -139,6 +137,7 @@ func stateRoot(t *testing.T) string {
 }
 
 func TestUpExecDown(t *testing.T) {
+	t.Parallel()
 	l := up(t, small, Options{})
 	ctx := t.Context()
 	a, b := l.Node("a"), l.Node("b")
@@ -185,6 +184,7 @@ func TestUpExecDown(t *testing.T) {
 }
 
 func TestLinkDownAndUp(t *testing.T) {
+	t.Parallel()
 	l := up(t, small, Options{})
 	ctx := t.Context()
 	if err := l.Node("b").LinkDown("eth1"); err != nil {
@@ -207,6 +207,7 @@ func TestLinkDownAndUp(t *testing.T) {
 }
 
 func TestDaemonLife(t *testing.T) {
+	t.Parallel()
 	l := up(t, small, Options{})
 	ctx := t.Context()
 	d := l.Node("a").Daemon("cmd")
@@ -238,6 +239,7 @@ func TestDaemonLife(t *testing.T) {
 }
 
 func TestCommandPassesSignalsAndDiesWithItsParent(t *testing.T) {
+	t.Parallel()
 	l := up(t, small, Options{})
 	cmd := l.Node("a").Command(t.Context(), "sh", "-c", "trap 'echo got it; exit 7' INT; echo ready; while :; do sleep 0.05; done")
 	cmd.Stderr = os.Stderr
@@ -281,6 +283,7 @@ func poll(t *testing.T, what string, ok func() bool) {
 }
 
 func TestTwoLabsOfOneFile(t *testing.T) {
+	t.Parallel()
 	text := strings.ReplaceAll(small, "NAME", uniqueName(t))
 	topo := must(Load(writeTopology(t, text)))
 	root := stateRoot(t)
@@ -308,6 +311,7 @@ func TestTwoLabsOfOneFile(t *testing.T) {
 }
 
 func TestOpen(t *testing.T) {
+	t.Parallel()
 	l := up(t, small, Options{})
 	o, err := Open(l.opts.StateRoot, l.Name)
 	if err != nil {
@@ -322,6 +326,7 @@ func TestOpen(t *testing.T) {
 }
 
 func TestFailedExecTakesDown(t *testing.T) {
+	t.Parallel()
 	name := uniqueName(t)
 	root := stateRoot(t)
 	topo := must(Load(writeTopology(t, strings.ReplaceAll(strings.ReplaceAll(small, "NAME", name), "dev eth1\"", "dev nosuch\""))))
@@ -357,49 +362,52 @@ func assertNothingLeft(t *testing.T, root, name string) {
 	}
 }
 
-// TestCrashOfUp kills Up at every one of its steps in turn; `down` must then leave nothing.
+// TestCrashOfUp kills Up at every one of its steps in turn, and after the last; `down` (or
+// of an ephemeral lab the warden) must then leave nothing.
 func TestCrashOfUp(t *testing.T) {
+	t.Parallel()
 	for _, ephemeral := range []bool{false, true} {
-		t.Run(fmt.Sprintf("ephemeral=%v", ephemeral), func(t *testing.T) {
-			name := uniqueName(t)
-			root := stateRoot(t)
-			file := writeTopology(t, strings.ReplaceAll(small, "NAME", name))
-			for step := 1; ; step++ {
-				cmd := exec.Command("/proc/self/exe")
-				cmd.Args = []string{crashName, file, root, fmt.Sprint(ephemeral), fmt.Sprint(step)}
-				out, err := cmd.CombinedOutput()
-				ws := cmd.ProcessState.Sys().(syscall.WaitStatus)
-				if !ws.Signaled() && ws.ExitStatus() != 3 {
-					t.Fatalf("step %d: %v: %s", step, err, out)
-				}
-				last := !ws.Signaled()
-				if ephemeral {
-					// The warden does it, unless Up died before it had one.
-					started := step > 1
-					if !started {
-						if err := Reap(t.Context(), root); err != nil {
-							t.Fatal(err)
-						}
-					}
-					poll(t, fmt.Sprintf("step %d: the lab is gone", step), func() bool {
-						_, err := os.Stat(filepath.Join(root, name))
-						return err != nil
-					})
-					last = step > 30
-				} else if err := Down(t.Context(), root, name); err != nil {
-					t.Fatalf("step %d: %v", step, err)
-				}
-				assertNothingLeft(t, root, name)
-				if t.Failed() {
-					t.Fatalf("at step %d", step)
-				}
-				if last {
-					if step < 15 {
-						t.Errorf("Up had only %d steps", step)
-					}
-					return
-				}
-			}
-		})
+		steps := crashAt(t, ephemeral, 0)
+		if steps < 15 {
+			t.Fatalf("Up has only %d steps", steps)
+		}
+		for step := 1; step <= steps; step++ {
+			t.Run(fmt.Sprintf("ephemeral=%v/%d", ephemeral, step), func(t *testing.T) {
+				t.Parallel()
+				crashAt(t, ephemeral, step)
+			})
+		}
 	}
+}
+
+// crashAt lets Up die at a step (0: when all is done) and looks at what is left after the
+// cleaning up. It returns the number of steps when step is 0.
+func crashAt(t *testing.T, ephemeral bool, step int) (steps int) {
+	t.Helper()
+	name, root := uniqueName(t), stateRoot(t)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{crashName, writeTopology(t, strings.ReplaceAll(small, "NAME", name)), root, fmt.Sprint(ephemeral), fmt.Sprint(step)}
+	out, err := cmd.CombinedOutput()
+	if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); !ws.Signaled() {
+		t.Fatalf("step %d: %v: %s", step, err, out)
+	}
+	fmt.Sscan(string(out), &steps)
+	const beforeWarden = 1
+	switch {
+	case !ephemeral:
+		err = Down(t.Context(), root, name)
+	case step == beforeWarden:
+		err = Reap(t.Context(), root)
+	default:
+		poll(t, "the warden has taken the lab down", func() bool {
+			_, err := os.Stat(filepath.Join(root, name))
+			return err != nil
+		})
+		err = nil
+	}
+	if err != nil {
+		t.Fatalf("step %d: %v", step, err)
+	}
+	assertNothingLeft(t, root, name)
+	return steps
 }

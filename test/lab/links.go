@@ -39,7 +39,9 @@ func (l *Lab) wire() error {
 		if n.Spec.Role == RoleBridge {
 			attrs := netlink.NewLinkAttrs()
 			attrs.Name = name
-			br := &netlink.Bridge{LinkAttrs: attrs}
+			// No snooping: without a querier it only costs neighbour discovery.
+			snooping := false
+			br := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
 			if err := h.LinkAdd(br); err != nil {
 				return fmt.Errorf("node %s: bridge: %w", name, err)
 			}

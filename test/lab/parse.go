@@ -442,8 +442,11 @@ func (r *reader) node(t *Topology, name, kind string, layers []definition) {
 	if role == RoleFRR && len(s.Cmd) > 0 {
 		r.fail(own.at, field+".cmd", "not for FRR nodes: /etc/frr/daemons says what runs")
 	}
-	if role == RoleBridge && (len(s.Cmd) > 0 || len(s.Exec) > 0 || len(s.Binds) > 0) {
-		r.fail(own.at, field, "a bridge takes no cmd, exec or binds")
+	if role == RoleBridge {
+		if own.cmd != nil || own.exec != nil || own.binds != nil {
+			r.fail(own.at, field, "a bridge takes no cmd, exec or binds")
+		}
+		s.Cmd, s.Exec, s.Binds = nil, nil, nil // those of defaults are meant for others
 	}
 	if role == RoleBridge && !ifName.MatchString(name) {
 		r.fail(own.at, field, "a bridge's name is that of a link: 15 characters at most")

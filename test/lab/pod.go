@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
@@ -356,6 +357,22 @@ func (n *Node) CNIStatus(ctx context.Context) error {
 		return fmt.Errorf("node %s: STATUS: %w", n.Spec.Name, err)
 	}
 	return nil
+}
+
+// AwaitCNI waits until STATUS says that the node is ready for pods, as kubelet does
+// before it starts any; when ctx ends first, the error is what STATUS said last.
+func (n *Node) AwaitCNI(ctx context.Context) error {
+	for {
+		err := n.CNIStatus(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // conflist returns the network configuration list that pods of this node get.

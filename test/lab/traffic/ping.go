@@ -20,7 +20,8 @@ type Endpoint struct {
 
 // PingConfig of a matrix. The zero value does.
 type PingConfig struct {
-	// Timeout is how long to wait for the answers; default 1 s.
+	// Timeout is how long to wait for the answers; default 3 s, which leaves neighbour
+	// discovery a second try. When all have answered there is no waiting.
 	Timeout time.Duration
 	// Interval is the time between the tries within Timeout; default 250 ms. The first
 	// packet of a pair may wait for neighbour discovery.
@@ -72,7 +73,7 @@ func (m Matrix) String() string {
 // The order of the result is that of the arguments.
 func PingAll(ctx context.Context, from, to []Endpoint, cfg PingConfig) Matrix {
 	if cfg.Timeout == 0 {
-		cfg.Timeout = time.Second
+		cfg.Timeout = 3 * time.Second
 	}
 	if cfg.Interval == 0 {
 		cfg.Interval = 250 * time.Millisecond
