@@ -32,6 +32,7 @@ type core struct {
 	links      map[int32]*linkState
 	names      map[string]int32
 	groups     map[string]*group
+	empty      *group // of routes that have no next hop; never released
 	devGroups  map[int32]map[*group]struct{}
 	sets       map[string]*nextHopSet
 	hops       map[model.NextHop]*nextHop
@@ -44,7 +45,8 @@ type core struct {
 	staleCount int
 
 	queue, urgent []*entry
-	pending       int // entries that are queued
+	pending       int         // entries that are queued
+	evict         []*fibEntry // of ours: wrong, and what shall replace them was refused
 	failed        map[*entry]*failure
 	conflicts     map[*entry]struct{}
 	healed        map[*entry]*heals
@@ -116,7 +118,7 @@ func (f *fibEntry) at(tos uint8, metric uint32) bool {
 }
 
 func newCore(proto uint8, metric uint32, owners []model.Owner) *core {
-	return &core{
+	c := &core{
 		proto: proto, metric: metric, expect: owners,
 		links: map[int32]*linkState{}, names: map[string]int32{},
 		groups: map[string]*group{}, devGroups: map[int32]map[*group]struct{}{},
@@ -124,6 +126,9 @@ func newCore(proto uint8, metric uint32, owners []model.Owner) *core {
 		linkDeps: map[int32]map[*nextHop]struct{}{}, nameDeps: map[string]map[*nextHop]struct{}{},
 		failed: map[*entry]*failure{}, conflicts: map[*entry]struct{}{}, healed: map[*entry]*heals{},
 	}
+	c.empty = c.intern(nil)
+	c.empty.refs++
+	return c
 }
 
 // index finds or makes the owner's place; owners are kept in the order of distance only
@@ -204,9 +209,12 @@ func (c *core) set(o ownerIndex, r model.Route) {
 	case k.set == set && k.metric == metric:
 		return
 	default:
-		c.unuse(k)
-		k.set, k.metric = set, metric
-		c.use(k)
+		k.metric = metric
+		if k.set != set {
+			c.unuse(k)
+			k.set = set
+			c.use(k)
+		}
 	}
 	c.claim(e)
 	delete(c.failed, e)

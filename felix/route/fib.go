@@ -96,6 +96,7 @@ type event struct {
 	// before it sent the event. Events of own writes are not delivered at all.
 	after   uint64
 	replace bool // routeSet with NLM_F_REPLACE: what stood at the key is gone
+	last    bool // routeSet with NLM_F_APPEND: behind what stands at the key
 	dump    bool
 	link    link
 	route   fibRoute

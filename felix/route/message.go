@@ -200,6 +200,7 @@ func (ev *event) parse(typ, flags uint16, b []byte) bool {
 			ev.kind = routeGone
 		}
 		ev.replace = typ == unix.RTM_NEWROUTE && flags&unix.NLM_F_REPLACE != 0
+		ev.last = flags&unix.NLM_F_APPEND != 0
 		return ev.parseRoute(b)
 	}
 	return false

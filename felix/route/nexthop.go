@@ -282,22 +282,33 @@ func (c *core) release(g *group) {
 	}
 }
 
-// resolver finds the way to one next hop, and notes what the answer hangs on.
+// resolver finds the way to one next hop, and notes what the answer hangs on. It looks at
+// each address once, so that its work is bounded by what there is to look at, whatever
+// peers announce; an address whose look is not over leads nowhere: that is the loop.
 type resolver struct {
 	*core
 	hop  *nextHop
-	path []netip.Addr // being resolved, outermost first: none is resolved through itself
+	seen []visit
+}
+
+type visit struct {
+	addr netip.Addr
+	hops []hop // nil while the look is not over
 }
 
 func (r *resolver) nextHop(out []hop, h model.NextHop, depth int) []hop {
 	if h.Device == "" {
-		if !h.Addr.IsValid() || h.Addr.IsLinkLocalUnicast() || depth >= maxDepth || slices.Contains(r.path, h.Addr) {
+		if !h.Addr.IsValid() || h.Addr.IsLinkLocalUnicast() || depth >= maxDepth {
 			return out
 		}
-		r.path = append(r.path, h.Addr)
-		out = r.address(out, h.Addr, depth)
-		r.path = r.path[:len(r.path)-1]
-		return out
+		i := slices.IndexFunc(r.seen, func(v visit) bool { return v.addr == h.Addr })
+		if i < 0 {
+			i = len(r.seen)
+			r.seen = append(r.seen, visit{addr: h.Addr})
+			hops := normalHops(r.address(h.Addr, depth))
+			r.seen[i].hops = hops
+		}
+		return append(out, r.seen[i].hops...)
 	}
 	if !slices.Contains(r.hop.names, h.Device) {
 		r.hop.names = append(r.hop.names, h.Device)
@@ -331,7 +342,7 @@ func (r *resolver) look(index int32) *link {
 // address follows the longest match that stands in the kernel, or will. A match that
 // leads nowhere (blackhole, dead link) ends the search, as it ends the packet's way; a
 // candidate that cannot be installed is no match.
-func (r *resolver) address(out []hop, a netip.Addr, depth int) []hop {
+func (r *resolver) address(a netip.Addr, depth int) []hop {
 	self := netip.PrefixFrom(a, a.BitLen())
 	t, ok := r.targets.Get(self)
 	if !ok {
@@ -344,54 +355,48 @@ func (r *resolver) address(out []hop, a netip.Addr, depth int) []hop {
 	}
 	for _, e := range r.entries.Supernets(self) {
 		other := e.other()
-		found, metric, blackhole, ok := r.own(out, e, a, depth)
+		found, metric, ok := r.own(e, a, depth)
 		switch {
 		case other != nil && (!ok || other.metric <= metric):
-			if other.typ != typeUnicast {
-				return out
-			}
-			return r.through(out, other, a)
-		case ok && blackhole:
-			return out
+			return r.through(other, a)
 		case ok:
 			return found
 		}
 		if f := e.stale(); f != nil {
-			if f.typ != typeUnicast {
-				return out
-			}
-			return r.through(out, f, a)
+			return r.through(f, a)
 		}
 	}
-	return out
+	return nil
 }
 
-// own tries e's candidates, best owner first, and returns out with the hops of the first
-// that leads somewhere.
-func (r *resolver) own(out []hop, e *entry, a netip.Addr, depth int) (found []hop, metric uint32, blackhole, ok bool) {
+// own returns the hops of e's candidate that stands: the best owner's that leads
+// somewhere, or a blackhole, which does not.
+func (r *resolver) own(e *entry, a netip.Addr, depth int) (found []hop, metric uint32, ok bool) {
 	for k := e.cands; k != nil; k = k.next {
 		if k.set == nil {
-			return out, k.metric, true, true
+			return nil, k.metric, true
 		}
-		found = out
 		for _, h := range k.set.hops {
 			found = r.nextHop(found, h.asked, depth+1)
 		}
-		if len(found) > len(out) {
+		if len(found) > 0 {
 			// A candidate onto a link carries the address itself to that link.
-			for i := len(out); i < len(found); i++ {
+			for i := range found {
 				if !found[i].gw.IsValid() {
 					found[i].gw = a
 				}
 			}
-			return found, k.metric, false, true
+			return found, k.metric, true
 		}
 	}
-	return out, 0, false, false
+	return nil, 0, false
 }
 
-// through adds the ways of a kernel route that are alive.
-func (r *resolver) through(out []hop, f *fibEntry, a netip.Addr) []hop {
+// through returns the ways of a kernel route that are alive; none of one that drops.
+func (r *resolver) through(f *fibEntry, a netip.Addr) (out []hop) {
+	if f.typ != typeUnicast {
+		return nil
+	}
 	for _, h := range f.group.hops {
 		if l := r.look(h.dev); l == nil || !l.running {
 			continue

@@ -60,10 +60,10 @@ func (k *cand) typ() uint8 {
 	return typeUnicast
 }
 
-// wanted is the group the kernel shall have for k; an empty one for a blackhole.
+// wanted is the group the kernel shall have for k. Its set holds it until done.
 func (c *core) wanted(k *cand) *group {
 	if k.set == nil {
-		return c.intern(nil)
+		return c.empty
 	}
 	return k.set.group
 }
@@ -84,6 +84,13 @@ func (c *core) next(limit int) []op {
 		return nil
 	}
 	var ops []op
+	for _, f := range c.evict {
+		if f.group != nil { // still there
+			ops = append(ops, deletion(f))
+		}
+	}
+	clear(c.evict)
+	c.evict = c.evict[:0]
 	pop := func(q []*entry) []*entry {
 		i := 0
 		for ; i < len(q) && len(ops) < limit; i++ {
@@ -160,14 +167,20 @@ func (c *core) plan(e *entry, ops []op) []op {
 	delete(c.failed, e)
 	for f := e.fib; extra && f != nil; f = f.next {
 		if f.ours && f != exact && !f.stale {
-			o := op{verb: opDelete, prefix: e.prefix, typ: f.typ, tos: f.tos, metric: f.metric, entry: e, at: f}
-			if !f.unsure || e.prefix.Addr().Is6() {
-				o.hops = f.group.hops
-			}
-			ops = append(ops, o)
+			ops = append(ops, deletion(f))
 		}
 	}
 	return ops
+}
+
+// deletion takes away f and nothing that merely stands beside it: IPv6 deletes hop by hop,
+// since others' hops may have merged with ours.
+func deletion(f *fibEntry) op {
+	o := op{verb: opDelete, prefix: f.entry.prefix, typ: f.typ, tos: f.tos, metric: f.metric, entry: f.entry, at: f}
+	if !f.unsure || f.entry.prefix.Addr().Is6() {
+		o.hops = f.group.hops
+	}
+	return o
 }
 
 // contested reports whether others touched e so often that it has to wait.
@@ -218,6 +231,9 @@ func (c *core) done(ops []op, first uint64, failed map[int]error) {
 			}
 			if o.at != nil {
 				o.at.unsure = true // an IPv6 replace can fail half way
+				if !exhausted(err) {
+					c.evict = append(c.evict, o.at)
+				}
 			}
 			c.installed(o.entry, 0)
 			c.fail(o.entry, err)
@@ -240,6 +256,12 @@ func (c *core) done(ops []op, first uint64, failed map[int]error) {
 			}
 		}
 	}
+}
+
+// exhausted reports whether the kernel refused for want of memory. The route that was to be
+// replaced stays then; otherwise it goes, since it leads where it should not.
+func exhausted(err error) bool {
+	return errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOSPC)
 }
 
 // lostTrack says that the fate of ops is not known: a dump will tell.
@@ -349,10 +371,12 @@ func (c *core) answer() {
 		return
 	}
 	c.waiters = slices.DeleteFunc(c.waiters, func(w *waiter) bool {
-		w.left = slices.DeleteFunc(w.left, func(p netip.Prefix) bool {
-			e, ok := c.entries.Get(p)
+		// From the end, up to the first that has not settled, so that many prefixes are not
+		// looked at again after every chunk.
+		for ; len(w.left) > 0; w.left = w.left[:len(w.left)-1] {
+			e, ok := c.entries.Get(w.left[len(w.left)-1])
 			if !ok {
-				return true
+				continue
 			}
 			if e.queued {
 				return false
@@ -360,10 +384,6 @@ func (c *core) answer() {
 			if err := c.state(e); err != nil {
 				w.errs = append(w.errs, err)
 			}
-			return true
-		})
-		if len(w.left) > 0 {
-			return false
 		}
 		w.done <- errors.Join(w.errs...)
 		return true

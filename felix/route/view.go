@@ -1,6 +1,7 @@
 package route
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -153,6 +154,16 @@ func (c *core) lost(f *fibEntry) {
 	c.enqueue(e)
 }
 
+// insert puts f first or last: of routes with the same key the kernel takes the first.
+func (e *entry) insert(f *fibEntry, last bool) {
+	at := &e.fib
+	for last && *at != nil {
+		at = &(*at).next
+	}
+	f.next = *at
+	*at = f
+}
+
 func (c *core) remove(f *fibEntry) {
 	e := f.entry
 	for at := &e.fib; *at != nil; at = &(*at).next {
@@ -200,28 +211,23 @@ func (c *core) routeSet(ev *event) {
 		return
 	}
 	hops := r.hops
-	v6 := r.prefix.Addr().Is6()
-	// IPv6 keeps one route of several hops per metric where IPv4 keeps several routes;
-	// routes without gateway stand side by side in both.
-	merges := func(hops []hop) bool { return v6 && len(hops) > 0 && hops[0].gw.IsValid() }
 	var same *fibEntry
-	for f, next := e.fib, (*fibEntry)(nil); f != nil; f = next {
-		next = f.next
-		if f.local != r.local || f.tos != r.tos || f.metric != r.metric {
-			continue
-		}
-		merged := merges(f.group.hops) && merges(hops)
-		switch {
-		case f.ours == ours && (slices.Equal(f.group.hops, hops) && f.typ == r.typ && (ours || f.proto == r.proto) || same == nil && (ev.replace || merged)):
-			if same != nil {
-				c.lost(same)
+	merges := mergeable(r.prefix, hops)
+	if ev.replace {
+		same = c.replaced(e, ours, merges, r)
+	} else {
+		for f := e.fib; f != nil; f = f.next {
+			if f.local != r.local || f.tos != r.tos || f.metric != r.metric {
+				continue
 			}
-			same = f
-		case ev.replace:
-			c.lost(f)
-		case merged && f.ours && !ev.dump:
-			// A foreign hop was appended to our route: what is not ours is theirs.
-			hops = slices.DeleteFunc(slices.Clone(hops), func(h hop) bool { return slices.Contains(f.group.hops, h) })
+			merged := merges && mergeable(e.prefix, f.group.hops)
+			switch {
+			case f.ours == ours && (merged || slices.Equal(f.group.hops, hops) && f.typ == r.typ && (ours || f.proto == r.proto)):
+				same = f
+			case merged && f.ours && !ev.dump:
+				// A foreign hop was appended to our route: what is not ours is theirs.
+				hops = slices.DeleteFunc(slices.Clone(hops), func(h hop) bool { return slices.Contains(f.group.hops, h) })
+			}
 		}
 	}
 	if len(hops) == 0 && len(r.hops) > 0 {
@@ -238,8 +244,8 @@ func (c *core) routeSet(ev *event) {
 	}
 	known := same != nil
 	if !known {
-		same = &fibEntry{entry: e, next: e.fib, tos: r.tos, metric: r.metric, ours: ours, local: r.local}
-		e.fib = same
+		same = &fibEntry{entry: e, tos: r.tos, metric: r.metric, ours: ours, local: r.local}
+		e.insert(same, ev.last || ev.dump)
 	}
 	same.typ, same.proto, same.odd, same.unsure, same.gen = r.typ, r.proto, r.odd, false, c.gen
 	c.regroup(same, g)
@@ -254,6 +260,41 @@ func (c *core) routeSet(ev *event) {
 		c.heal(e)
 	}
 	c.enqueue(e)
+}
+
+// mergeable reports whether IPv6 makes one route of those with the same key; IPv4, and
+// routes without gateway, stand one behind the other.
+func mergeable(p netip.Prefix, hops []hop) bool {
+	return p.Addr().Is6() && len(hops) > 0 && hops[0].gw.IsValid()
+}
+
+// replaced takes away what a replace by r put out: the first at the key in IPv4
+// (fib_table_insert), the first of its kind with all that merged with it in IPv6
+// (fib6_add_rt2node). It returns one of r's own owner to be changed instead, or nil.
+func (c *core) replaced(e *entry, ours, merges bool, r *fibRoute) (same *fibEntry) {
+	var out []*fibEntry
+	for _, kind := range []bool{merges, !merges} {
+		for f := e.fib; f != nil; f = f.next {
+			if f.local != r.local || f.tos != r.tos || f.metric != r.metric {
+				continue
+			}
+			m := mergeable(e.prefix, f.group.hops)
+			if len(out) == 0 && (m == kind || e.prefix.Addr().Is4()) || len(out) > 0 && m && mergeable(e.prefix, out[0].group.hops) {
+				out = append(out, f)
+			}
+		}
+		if len(out) > 0 {
+			break
+		}
+	}
+	for _, f := range out {
+		if f.ours == ours && same == nil {
+			same = f
+		} else {
+			c.lost(f)
+		}
+	}
+	return same
 }
 
 func (c *core) routeGone(ev *event) {
