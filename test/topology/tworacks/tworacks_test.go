@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -96,8 +97,12 @@ func spineUsesBothToRs(t *testing.T, f *scenario.Fabric) {
 		t.Fatal(err)
 	}
 	for _, block := range st.Blocks {
+		family := "-4"
+		if block.Addr().Is6() {
+			family = "-6"
+		}
 		scenario.Eventually(t, 20*time.Second, "ECMP at the spine", func() error {
-			out, err := f.Node("spine").Exec(ctx, "ip", "-o", "route", "show", block.String())
+			out, err := f.Node("spine").Exec(ctx, "ip", family, "route", "show", block.String())
 			if err == nil && strings.Count(out, "nexthop") != 2 {
 				err = fmt.Errorf("%s: %s", block, out)
 			}
@@ -171,15 +176,17 @@ func restoreAddresses(ctx context.Context, t *testing.T, n1 *lab.Node) {
 	}
 }
 
-// torRestart ends bgpd of a ToR the hard way and starts it again.
+// torRestart ends all daemons of a ToR the hard way and starts them again, as an upgrade
+// of its routing suite does.
 func torRestart(t *testing.T, f *scenario.Fabric) {
 	ctx := scenario.Context(t, 2*time.Minute)
+	spineUsesBothToRs(t, f)
 	streams := startStreams(ctx, t, f)
-	bgpd := f.Node("tor1a").Daemon("bgpd")
-	if err := bgpd.Kill(ctx); err != nil {
+	tor := f.Node("tor1a")
+	if err := tor.Kill(ctx, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if err := bgpd.Start(ctx); err != nil {
+	if err := tor.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
 	f.WaitEstablished(t, 60*time.Second)

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestFolder(t *testing.T) {
+	for _, c := range []struct {
+		datastore string
+		dir       string
+		shared    bool
+		err       string
+	}{
+		{"file:///etc/causeway/manifests", "/etc/causeway/manifests", false, ""},
+		{"file:///m?shared=true", "/m", true, ""},
+		{"file:///m?shared=false", "/m", false, ""},
+		{"file:///m?shared=yes", "", false, "shared=true or shared=false"},
+		{"file:///m?share=true", "", false, "shared=true or shared=false"},
+		{"file://m", "", false, "file:///DIR"},
+		{"/m", "", false, "file:///DIR"},
+		{"kubernetes", "", false, "file:///DIR"},
+	} {
+		dir, shared, err := options{datastore: c.datastore}.folder()
+		if dir != c.dir || shared != c.shared || (err == nil) != (c.err == "") {
+			t.Errorf("%s: %q %v %v", c.datastore, dir, shared, err)
+		}
+		if err != nil && !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%s: the error does not say what would be right: %v", c.datastore, err)
+		}
+	}
+}
+
+func TestFromEnvironment(t *testing.T) {
+	flags := agentCommand().Flags()
+	if err := flags.Parse([]string{"--run-dir", "/given"}); err != nil {
+		t.Fatal(err)
+	}
+	err := fromEnvironment(flags, []string{"HOME=/root", "CAUSEWAY_NODE_NAME=n1", "CAUSEWAY_RUN_DIR=/ignored", "CAUSEWAY_GOBGP_ALLOW_WRITES=true"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"node-name": "n1", "run-dir": "/given", "gobgp-allow-writes": "true"} {
+		if got := flags.Lookup(name).Value.String(); got != want {
+			t.Errorf("--%s is %q, want %q", name, got, want)
+		}
+	}
+	for env, want := range map[string]string{
+		"CAUSEWAY_NODENAME=x":         "names no setting",
+		"CAUSEWAY_RESYNC=often":       "CAUSEWAY_RESYNC",
+		"CAUSEWAY_SPEAKER_UID=nobody": "CAUSEWAY_SPEAKER_UID",
+	} {
+		if err := fromEnvironment(agentCommand().Flags(), []string{env}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", env, err)
+		}
+	}
+}
