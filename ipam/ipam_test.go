@@ -619,3 +619,30 @@ func BenchmarkAssign(b *testing.B) {
 		})
 	}
 }
+
+// TestBorrowedBlockIsNotGivenBack: the owner's idea of a block is old, and another node
+// has an address in it by now.
+func TestBorrowedBlockIsNotGivenBack(t *testing.T) {
+	s := ipamtest.NewStore()
+	snap := snapshot(pool(t, "a", "10.0.0.0/29", 29))
+	snap.IPAM.StrictAffinity = true // keeps a stash in a full pool
+	n1 := open(t, "n1", s, snap)
+	n1.add(req("c1"))
+	n1.Release(ctx, "c1", "")
+	n1.flush()
+	loose := *snap
+	loose.IPAM.StrictAffinity = false
+	n2 := open(t, "n2", s, &loose)
+	r := req("c2")
+	shared := blocks(t, s)["10.0.0.0/29"]
+	r.Addresses = []netip.Addr{shared.Addr(shared.Unallocated[len(shared.Unallocated)-1])}
+	addr := n2.add(r)
+	n1.Set(snapshot(pool(t, "a", "10.0.0.0/29", 29, func(p *model.Pool) { p.Disabled = true })))
+	if err := n1.Flush(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	n2.flush()
+	if h := handle(t, s, addr[0]); h != "net.c2" {
+		t.Errorf("%s has the handle %q, want net.c2", addr[0], h)
+	}
+}

@@ -243,3 +243,38 @@ func TestClaimable(t *testing.T) {
 		}
 	}
 }
+
+// TestTakenIsNotReturned: an address that an Assign has taken and not yet recorded stays
+// its own, whatever happens to the pool meanwhile.
+func TestTakenIsNotReturned(t *testing.T) {
+	var log bytes.Buffer
+	a, err := New(testConfig(t, &log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	a.Set(&model.Snapshot{
+		Nodes: []model.Node{{Name: "n1"}},
+		Pools: []model.Pool{{Name: "a", CIDR: netip.MustParsePrefix("10.0.0.0/24"), BlockSize: 26, AllowedUses: []model.Use{model.UseWorkload}}},
+	})
+	addr := netip.MustParseAddr("10.0.0.1")
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.record(record{Kind: recStash, Addrs: []netip.Addr{addr}, Block: netip.MustParsePrefix("10.0.0.0/26")})
+	a.putBy(a.state.holds[addr])
+	h := a.takeStashed(a.poolState("a"))
+	if h == nil || a.takeStashed(a.poolState("a")) != nil {
+		t.Fatal("want to take the one address once")
+	}
+	a.snap = &model.Snapshot{Nodes: a.snap.Nodes}
+	a.sortStash()
+	a.returnStash()
+	if h := a.state.holds[addr]; h == nil || h.state != stashed || !h.taken {
+		t.Errorf("hold %+v", h)
+	}
+	a.putBack(h)
+	a.returnStash()
+	if h := a.state.holds[addr]; h == nil || h.state != freeing {
+		t.Errorf("hold %+v, want it freed once nobody takes it", h)
+	}
+}
