@@ -335,11 +335,11 @@ protocol bgp node {
 	}
 }
 
-// TestFullTable takes 100,000 routes in about the time that GoBGP needs by itself.
+// TestFullTable takes a full table, and lets go of it.
 func TestFullTable(t *testing.T) {
 	l := newLab(t)
 	big := l.router(65001)
-	const n = 100000
+	const n = fullTable
 	routes := make([]string, n)
 	for i := range routes {
 		routes[i] = fmt.Sprintf("20.%d.%d.%d/32", i>>16, i>>8&255, i&255)

@@ -1,0 +1,5 @@
+//go:build !race
+
+package gobgp
+
+const fullTable = 100000
