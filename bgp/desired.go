@@ -175,7 +175,7 @@ func (b *builder) direct(r *model.BGPPeer) {
 	port, asn := r.PeerPort, r.ASN
 	n := b.nodeAt(a)
 	if n != nil {
-		port, asn = cmp.Or(port, b.Snapshot.BGP.ListenPort), cmp.Or(asn, b.asn(n))
+		port, asn = cmp.Or(port, n.ListenPort), cmp.Or(asn, b.asn(n))
 	}
 	if asn == 0 {
 		b.problem(r.Name, ".spec.asNumber", "the peer's AS number is needed with peerIP %s, which is no node of the cluster", a)
@@ -191,7 +191,7 @@ func (b *builder) toNodeAs(r *model.BGPPeer, n *model.Node, asn uint32) {
 	for _, a := range addresses(n) {
 		// A node without one of the families simply has fewer sessions.
 		if b.own(a).IsValid() {
-			b.session(r, a, b.Snapshot.BGP.ListenPort, asn, n)
+			b.session(r, a, cmp.Or(n.ListenPort, DefaultPort), asn, n)
 		}
 	}
 }
@@ -251,7 +251,7 @@ func (b *builder) mesh() {
 				continue
 			}
 			b.add(Peer{
-				Addr: a, Port: cfg.ListenPort, ASN: b.asn(n), LocalASN: b.asn(b.self),
+				Addr: a, Port: cmp.Or(n.ListenPort, DefaultPort), ASN: b.asn(n), LocalASN: b.asn(b.self),
 				Password:    cfg.MeshPassword,
 				LocalAddr:   b.own(a),
 				RestartTime: cmp.Or(cfg.MeshRestartTime, DefaultRestartTime),

@@ -111,10 +111,11 @@ func TestSessions(t *testing.T) {
 			name: "mesh of several AS numbers, another port, a password",
 			change: func(s *model.Snapshot) {
 				s.Nodes[1].ASN, s.Nodes[2].ASN = 65002, 65003
-				s.BGP.ListenPort, s.BGP.MeshPassword = 1179, "m"
+				s.BGP.ListenPort, s.BGP.MeshPassword = 1, "m" // our own port says nothing of theirs
+				s.Nodes[1].ListenPort, s.Nodes[2].ListenPort = 1179, 1180
 				s.Nodes[1].IPv6 = netip.Prefix{}
 			},
-			want: "10.0.0.2:1179 as 65002 md5 m multihop mesh\n10.0.0.3:1179 as 65003 md5 m multihop mesh",
+			want: "10.0.0.2:1179 as 65002 md5 m multihop mesh\n10.0.0.3:1180 as 65003 md5 m multihop mesh",
 		}, {
 			name:   "no mesh",
 			change: func(s *model.Snapshot) { s.BGP.Mesh = false },
@@ -157,8 +158,8 @@ func TestSessions(t *testing.T) {
 		}, {
 			name: "peerSelector takes every address of every node but oneself, with its AS number",
 			change: func(s *model.Snapshot) {
-				s.BGP.Mesh, s.BGP.ListenPort = false, 1179
-				s.Nodes[1].ASN = 65002
+				s.BGP.Mesh = false
+				s.Nodes[1].ASN, s.Nodes[1].ListenPort, s.Nodes[2].ListenPort = 65002, 1179, 1179
 				s.Peers = []model.BGPPeer{{Name: "all", PeerSelector: has(""), ASN: 1, SourceNodeIP: true}}
 			},
 			want: "10.0.0.2:1179 as 65002 multihop by all\n10.0.0.3:1179 as 64512 by all\nfd00::2:1179 as 65002 multihop by all",

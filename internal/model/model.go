@@ -89,6 +89,9 @@ type Node struct {
 	// ASN is the node's own AS number (annotation projectcalico.org/ASNumber); 0 means
 	// the cluster's.
 	ASN uint32
+	// ListenPort is where the node's speaker takes sessions (listenPort of its own
+	// BGPConfiguration or of the cluster's); 0 means 179.
+	ListenPort uint16
 	// RouteReflectorClusterID makes the node a route reflector (RFC 4456); the zero
 	// Addr means it is none. Annotation projectcalico.org/RouteReflectorClusterID.
 	RouteReflectorClusterID netip.Addr

@@ -189,14 +189,11 @@ func (b *builder) bgp() {
 			Message: "the node mesh stays down until a version of this object is valid",
 		})
 	}
-	for node, o := range byNode {
-		v := o.value.(bgpConfiguration)
-		switch {
-		case node == "":
-		case node != b.opt.Node:
-			if p := v.config.ListenPort; p != 0 && p != cfg.ListenPort {
-				b.problem(o, true, ".spec.listenPort", "is not acted on by other nodes yet: they reach node %s at the port of %q", node, defaultConfiguration)
-			}
+	for i := range b.s.Nodes {
+		n := &b.s.Nodes[i]
+		n.ListenPort = cfg.ListenPort
+		if o, ok := byNode[n.Name]; ok {
+			n.ListenPort = cmp.Or(o.value.(bgpConfiguration).config.ListenPort, n.ListenPort)
 		}
 	}
 	if o, ok := byNode[b.opt.Node]; ok && b.opt.Node != "" {

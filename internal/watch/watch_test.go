@@ -204,7 +204,7 @@ func TestNode(t *testing.T) {
 	} {
 		s := build(tc.node)
 		expect(t, tc.name, s, tc.want...)
-		tc.out.Name = "n1"
+		tc.out.Name, tc.out.ListenPort = "n1", DefaultListenPort
 		switch {
 		case tc.out.Labels == nil && len(s.Nodes) != 0:
 			t.Errorf("%s: in force: %+v", tc.name, s.Nodes)
@@ -279,7 +279,7 @@ func TestBGPConfiguration(t *testing.T) {
 			config("node.n1", func(s spec) { s.ListenPort = ptr(1791); communities(s) }),
 			config("node.n2", func(s spec) { s.ListenPort = ptr(1792); s.ServiceClusterIPs = nil }),
 		}, with(func(c *model.BGPConfig) { c.ASN, c.ListenPort, c.PrefixCommunities = 65000, 1791, resolved }),
-			[]string{"ignored .spec.listenPort is not acted on by other nodes yet: they reach node n2"}},
+			nil},
 		{"the default's prefixes stay", []metav1.Object{config("default", communities), config("node.n1", nil)},
 			with(func(c *model.BGPConfig) { c.PrefixCommunities = resolved }), nil},
 		{"only in default", []metav1.Object{config("node.n1", func(s spec) {
@@ -578,5 +578,17 @@ func TestOrder(t *testing.T) {
 		if got := build(objects...); !reflect.DeepEqual(got, want) {
 			t.Fatalf("%+v\nwant\n%+v", got, want)
 		}
+	}
+}
+
+// TestListenPort: every node is reached at its own port.
+func TestListenPort(t *testing.T) {
+	config := func(name string, port int) *v3.BGPConfiguration {
+		return &v3.BGPConfiguration{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v3.BGPConfigurationSpec{ListenPort: ptr(port)}}
+	}
+	s := build(node("n1"), node("n2"), config("default", 1790), config("node.n2", 1792))
+	expect(t, "ports", s)
+	if s.BGP.ListenPort != 1790 || s.Nodes[0].ListenPort != 1790 || s.Nodes[1].ListenPort != 1792 {
+		t.Errorf("own %d, nodes %+v", s.BGP.ListenPort, s.Nodes)
 	}
 }
