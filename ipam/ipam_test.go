@@ -624,25 +624,45 @@ func BenchmarkAssign(b *testing.B) {
 // has an address in it by now.
 func TestBorrowedBlockIsNotGivenBack(t *testing.T) {
 	s := ipamtest.NewStore()
-	snap := snapshot(pool(t, "a", "10.0.0.0/29", 29))
-	snap.IPAM.StrictAffinity = true // keeps a stash in a full pool
-	n1 := open(t, "n1", s, snap)
-	n1.add(req("c1"))
-	n1.Release(ctx, "c1", "")
+	snap := snapshot(pool(t, "a", "10.0.0.0/27", 28))
+	n2 := open(t, "n2", s, snap)
+	strict := *snap
+	strict.IPAM.StrictAffinity = true // keeps a stash in a full pool
+	n1 := open(t, "n1", s, &strict)
+	for i := range 17 {
+		n1.add(req(fmt.Sprint(i)))
+	}
+	for i := range 17 {
+		n1.Release(ctx, fmt.Sprint(i), "")
+	}
 	n1.flush()
-	loose := *snap
-	loose.IPAM.StrictAffinity = false
-	n2 := open(t, "n2", s, &loose)
-	r := req("c2")
-	shared := blocks(t, s)["10.0.0.0/29"]
-	r.Addresses = []netip.Addr{shared.Addr(shared.Unallocated[len(shared.Unallocated)-1])}
-	addr := n2.add(r)
-	n1.Set(snapshot(pool(t, "a", "10.0.0.0/29", 29, func(p *model.Pool) { p.Disabled = true })))
+	for i := range 10 { // the refill that follows spreads the stash over both blocks
+		n1.add(req(fmt.Sprint("y", i)))
+	}
+	n1.flush()
+	for i := range 10 {
+		n1.Release(ctx, fmt.Sprint("y", i), "")
+	}
+	n1.flush()
+	n1.now.Add(3600)
+	var borrowed []string
+	for cidr, b := range blocks(t, s) {
+		if b.Free() == 0 || b.Free() == len(b.Slots) {
+			t.Fatalf("block %s has %d free addresses, want some and some stash", cidr, b.Free())
+		}
+		r := req(cidr)
+		r.Addresses = []netip.Addr{b.Addr(b.Unallocated[0])}
+		borrowed = append(borrowed, n2.add(r)...)
+	}
 	if err := n1.Flush(ctx, false); err != nil {
 		t.Fatal(err)
 	}
-	n2.flush()
-	if h := handle(t, s, addr[0]); h != "net.c2" {
-		t.Errorf("%s has the handle %q, want net.c2", addr[0], h)
+	for _, addr := range borrowed {
+		if h := handle(t, s, addr); h != ipam.StashPrefix+"n2" {
+			t.Errorf("%s has the handle %q, want the mark of n2", addr, h)
+		}
+	}
+	if len(borrowed) != 2 {
+		t.Errorf("%d blocks, want 2", len(borrowed))
 	}
 }
