@@ -1,0 +1,543 @@
+// Package docs_test holds docs/compatibility.md to the code: every field has one row, and
+// what the row says is what happens.
+package docs_test
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	v3 "github.com/causeway-net/causeway/api/v3"
+	"github.com/causeway-net/causeway/bgp"
+	"github.com/causeway-net/causeway/internal/model"
+	"github.com/causeway-net/causeway/internal/watch"
+	"github.com/causeway-net/causeway/internal/watch/file"
+	"github.com/causeway-net/causeway/ipam"
+	ipamfile "github.com/causeway-net/causeway/ipam/file"
+)
+
+// The statuses of a field.
+const (
+	works    = "works"    // something acts on it
+	reported = "reported" // accepted, and a Problem says that it is not acted on
+	planned  = "planned"  // nothing reads or writes it yet
+	silent   = "silent"   // accepted, not acted on and not reported: a defect
+)
+
+var statuses = []string{works, reported, planned, silent}
+
+// types are the kinds that have a Go type.
+var types = map[string]reflect.Type{
+	v3.KindIPPool:            reflect.TypeFor[v3.IPPool](),
+	v3.KindBGPConfiguration:  reflect.TypeFor[v3.BGPConfiguration](),
+	v3.KindBGPPeer:           reflect.TypeFor[v3.BGPPeer](),
+	v3.KindIPAMConfiguration: reflect.TypeFor[v3.IPAMConfiguration](),
+	v3.KindIPReservation:     reflect.TypeFor[v3.IPReservation](),
+	v3.KindIPAMBlock:         reflect.TypeFor[v3.IPAMBlock](),
+}
+
+// otherKinds are the rest of projectcalico.org/v3.
+var otherKinds = []string{
+	"BGPFilter", "BlockAffinity", "CalicoNodeStatus", "ClusterInformation", "FelixConfiguration",
+	"GlobalNetworkPolicy", "GlobalNetworkSet", "HostEndpoint", "IPAMHandle", "KubeControllersConfiguration",
+	"NetworkPolicy", "NetworkSet", "StagedGlobalNetworkPolicy", "StagedKubernetesNetworkPolicy",
+	"StagedNetworkPolicy", "Tier",
+}
+
+// row is one line of a table.
+type row struct {
+	name, status, note string
+	line               int
+}
+
+var rowForm = regexp.MustCompile("^\\| `([^`]+)` \\| ([a-z]+) \\|(?: (.+))? \\|$")
+
+// readTables returns the rows of compatibility.md by the heading they stand under.
+func readTables(t *testing.T) map[string][]row {
+	t.Helper()
+	text, err := os.ReadFile("compatibility.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables := map[string][]row{}
+	heading := ""
+	for i, l := range strings.Split(string(text), "\n") {
+		if h, ok := strings.CutPrefix(l, "## "); ok {
+			heading = h
+		}
+		if !strings.HasPrefix(l, "| `") {
+			continue
+		}
+		m := rowForm.FindStringSubmatch(l)
+		if m == nil {
+			t.Errorf("line %d: want | `name` | status | note |: %s", i+1, l)
+			continue
+		}
+		if !slices.Contains(statuses, m[2]) {
+			t.Errorf("line %d: status %q: want one of %v", i+1, m[2], statuses)
+		}
+		tables[heading] = append(tables[heading], row{m[1], m[2], m[3], i + 1})
+	}
+	return tables
+}
+
+// paths lists the JSON paths of a type's fields: leaves only, "[]" after a list of objects.
+func paths(t reflect.Type, prefix string) []string {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t.Kind() == reflect.Slice {
+		elem := t.Elem()
+		if elem.Kind() == reflect.Struct {
+			return paths(elem, prefix+"[]")
+		}
+		return []string{prefix}
+	}
+	switch {
+	case t.Kind() != reflect.Struct, t == reflect.TypeFor[metav1.Time](), t == reflect.TypeFor[metav1.Duration]():
+		return []string{prefix}
+	}
+	var out []string
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		switch {
+		case f.Type == reflect.TypeFor[metav1.TypeMeta]() || f.Type == reflect.TypeFor[metav1.ObjectMeta]():
+		case name == "":
+			out = append(out, paths(f.Type, prefix)...)
+		default:
+			out = append(out, paths(f.Type, prefix+"."+name)...)
+		}
+	}
+	return out
+}
+
+// TestEveryFieldHasARow compares the tables with the types, both ways.
+func TestEveryFieldHasARow(t *testing.T) {
+	tables := readTables(t)
+	for kind, typ := range types {
+		want := paths(typ, "")
+		count := map[string]int{}
+		for _, r := range tables[kind] {
+			count[r.name]++
+			if !slices.Contains(want, r.name) {
+				t.Errorf("line %d: %s has no field %s", r.line, kind, r.name)
+			}
+		}
+		for _, p := range want {
+			if count[p] != 1 {
+				t.Errorf("%s %s has %d rows, want 1", kind, p, count[p])
+			}
+		}
+	}
+	var kinds []string
+	for _, r := range tables["Other kinds"] {
+		kinds = append(kinds, r.name)
+	}
+	slices.Sort(kinds)
+	if !slices.Equal(kinds, otherKinds) {
+		t.Errorf("other kinds: %v, want %v", kinds, otherKinds)
+	}
+}
+
+// sample sets one field of a kind. given makes the object one in which the field has a
+// meaning; set is then merged in (RFC 7386) and must set the field to a value that is not
+// its default.
+type sample struct{ given, set string }
+
+// bases are valid objects, in which samples change something.
+var bases = map[string]string{
+	v3.KindIPPool:            `{metadata: {name: pods}, spec: {cidr: 10.244.0.0/16}}`,
+	v3.KindBGPConfiguration:  `{metadata: {name: default}, spec: {}}`,
+	v3.KindBGPPeer:           `{metadata: {name: tor}, spec: {node: n1, peerIP: 192.0.2.1, asNumber: 65001}}`,
+	v3.KindIPAMConfiguration: `{metadata: {name: default}, spec: {}}`,
+	v3.KindIPReservation:     `{metadata: {name: gone}, spec: {}}`,
+	v3.KindIPAMBlock: `{metadata: {name: 10-244-0-0-30}, spec: {cidr: 10.244.0.0/30, affinity: "host:n1",
+	  affinityClaimTime: "2026-01-01T00:00:00Z", allocations: [null, null, null, null], unallocated: [0, 1, 2, 3],
+	  attributes: [], strictAffinity: false, sequenceNumber: 1}}`,
+}
+
+// world is what stands beside the object under test: three nodes and two passwords.
+const world = `
+- {kind: Node, metadata: {name: n1, labels: {rack: "1"}, annotations: {projectcalico.org/IPv4Address: 192.0.2.11/24, projectcalico.org/IPv6Address: "fd00::11/64"}}}
+- {kind: Node, metadata: {name: n2, labels: {rack: "2"}, annotations: {projectcalico.org/IPv4Address: 192.0.2.12/24}}}
+- {kind: Node, metadata: {name: n3, labels: {rack: "2"}, annotations: {projectcalico.org/IPv4Address: 192.0.2.13/24}}}
+- {kind: Secret, metadata: {name: bgp}, stringData: {password: one, other: two}}
+- {kind: Secret, metadata: {name: bgp2}, stringData: {password: three}}
+`
+
+const (
+	secretRef = `{spec: {password: {secretKeyRef: {name: bgp, key: password}}}}`
+	meshRef   = `{spec: {nodeMeshPassword: {secretKeyRef: {name: bgp, key: password}}}}`
+	held      = `{spec: {allocations: [0, null, null, null], unallocated: [1, 2, 3], attributes: [{handle_id: a, secondary: {node: n1}}]}}`
+	heldBy    = `{spec: {allocations: [0, null, null, null], unallocated: [1, 2, 3], attributes: [{handle_id: a, secondary: {node: n1}, %s}]}}`
+	community = `{spec: {communities: [{name: rack, value: "65001:1"}, {name: row, value: "65001:2"}],
+	  prefixAdvertisements: [{cidr: 10.244.0.0/16, communities: [rack]}]}}`
+)
+
+var samples = map[string]map[string]sample{
+	v3.KindIPPool: {
+		".spec.cidr":              {set: `{spec: {cidr: 10.245.0.0/16}}`},
+		".spec.vxlanMode":         {set: `{spec: {vxlanMode: CrossSubnet}}`},
+		".spec.ipipMode":          {set: `{spec: {ipipMode: Always}}`},
+		".spec.natOutgoing":       {set: `{spec: {natOutgoing: true}}`},
+		".spec.disabled":          {set: `{spec: {disabled: true}}`},
+		".spec.disableBGPExport":  {set: `{spec: {disableBGPExport: true}}`},
+		".spec.blockSize":         {set: `{spec: {blockSize: 28}}`},
+		".spec.nodeSelector":      {set: `{spec: {nodeSelector: "rack == '1'"}}`},
+		".spec.namespaceSelector": {set: `{spec: {namespaceSelector: "team == 'a'"}}`},
+		".spec.allowedUses":       {set: `{spec: {allowedUses: [Workload]}}`},
+		".spec.assignmentMode":    {set: `{spec: {assignmentMode: Manual}}`},
+	},
+	v3.KindBGPConfiguration: {
+		".spec.logSeverityScreen":                      {set: `{spec: {logSeverityScreen: Debug}}`},
+		".spec.nodeToNodeMeshEnabled":                  {set: `{spec: {nodeToNodeMeshEnabled: false}}`},
+		".spec.asNumber":                               {set: `{spec: {asNumber: 4200000000}}`},
+		".spec.serviceLoadBalancerIPs[].cidr":          {set: `{spec: {serviceLoadBalancerIPs: [{cidr: 203.0.113.0/24}]}}`},
+		".spec.serviceExternalIPs[].cidr":              {set: `{spec: {serviceExternalIPs: [{cidr: 203.0.113.0/24}]}}`},
+		".spec.serviceClusterIPs[].cidr":               {set: `{spec: {serviceClusterIPs: [{cidr: 10.96.0.0/12}]}}`},
+		".spec.serviceLoadBalancerAggregation":         {set: `{spec: {serviceLoadBalancerAggregation: Disabled}}`},
+		".spec.communities[].name":                     {given: community, set: `{spec: {prefixAdvertisements: [{cidr: 10.244.0.0/16, communities: [row]}]}}`},
+		".spec.communities[].value":                    {given: community, set: `{spec: {communities: [{name: rack, value: "65001:3:4"}]}}`},
+		".spec.prefixAdvertisements[].cidr":            {given: community, set: `{spec: {prefixAdvertisements: [{cidr: 10.245.0.0/16, communities: [rack]}]}}`},
+		".spec.prefixAdvertisements[].communities":     {given: community, set: `{spec: {prefixAdvertisements: [{cidr: 10.244.0.0/16, communities: ["1:2"]}]}}`},
+		".spec.listenPort":                             {set: `{spec: {listenPort: 1790}}`},
+		".spec.nodeMeshPassword.secretKeyRef.name":     {given: meshRef, set: `{spec: {nodeMeshPassword: {secretKeyRef: {name: bgp2}}}}`},
+		".spec.nodeMeshPassword.secretKeyRef.key":      {given: meshRef, set: `{spec: {nodeMeshPassword: {secretKeyRef: {key: other}}}}`},
+		".spec.nodeMeshPassword.secretKeyRef.optional": {given: `{spec: {nodeMeshPassword: {secretKeyRef: {name: none, key: none}}}}`, set: `{spec: {nodeMeshPassword: {secretKeyRef: {optional: true}}}}`},
+		".spec.nodeMeshMaxRestartTime":                 {set: `{spec: {nodeMeshMaxRestartTime: 60s}}`},
+		".spec.bindMode":                               {set: `{spec: {bindMode: NodeIP}}`},
+		".spec.ignoredInterfaces":                      {set: `{spec: {ignoredInterfaces: [dummy0]}}`},
+		".spec.localWorkloadPeeringIPV4":               {set: `{spec: {localWorkloadPeeringIPV4: 169.254.1.2}}`},
+		".spec.localWorkloadPeeringIPV6":               {set: `{spec: {localWorkloadPeeringIPV6: "fd00::99"}}`},
+		".spec.programClusterRoutes":                   {set: `{spec: {programClusterRoutes: Disabled}}`},
+		".spec.ipv4NormalRoutePriority":                {set: `{spec: {ipv4NormalRoutePriority: 512}}`},
+		".spec.ipv6NormalRoutePriority":                {set: `{spec: {ipv6NormalRoutePriority: 512}}`},
+	},
+	v3.KindBGPPeer: {
+		".spec.node":                           {set: `{spec: {node: n2}}`},
+		".spec.nodeSelector":                   {set: `{spec: {node: null, nodeSelector: "rack == '2'"}}`},
+		".spec.peerIP":                         {set: `{spec: {peerIP: "192.0.2.1:1790"}}`},
+		".spec.asNumber":                       {set: `{spec: {asNumber: 65002}}`},
+		".spec.localASNumber":                  {set: `{spec: {localASNumber: 65100}}`},
+		".spec.peerSelector":                   {set: `{spec: {peerIP: null, asNumber: null, peerSelector: "rack == '2'"}}`},
+		".spec.keepOriginalNextHop":            {set: `{spec: {keepOriginalNextHop: true}}`},
+		".spec.nextHopMode":                    {set: `{spec: {nextHopMode: Self}}`},
+		".spec.password.secretKeyRef.name":     {given: secretRef, set: `{spec: {password: {secretKeyRef: {name: bgp2}}}}`},
+		".spec.password.secretKeyRef.key":      {given: secretRef, set: `{spec: {password: {secretKeyRef: {key: other}}}}`},
+		".spec.password.secretKeyRef.optional": {given: `{spec: {password: {secretKeyRef: {name: none, key: none}}}}`, set: `{spec: {password: {secretKeyRef: {optional: true}}}}`},
+		".spec.sourceAddress":                  {set: `{spec: {sourceAddress: None}}`},
+		".spec.maxRestartTime":                 {set: `{spec: {maxRestartTime: 60s}}`},
+		".spec.keepaliveTime":                  {set: `{spec: {keepaliveTime: 10s}}`},
+		".spec.numAllowedLocalASNumbers":       {set: `{spec: {numAllowedLocalASNumbers: 1}}`},
+		".spec.ttlSecurity":                    {set: `{spec: {ttlSecurity: 1}}`},
+		".spec.reachableBy":                    {set: `{spec: {reachableBy: 192.0.2.254}}`},
+		".spec.filters":                        {set: `{spec: {filters: [f]}}`},
+		".spec.localWorkloadSelector":          {set: `{spec: {peerIP: null, asNumber: null, localWorkloadSelector: "all()"}}`},
+		".spec.reversePeering": {given: `{spec: {peerIP: null, asNumber: null, peerSelector: "rack == '2'"}}`,
+			set: `{spec: {reversePeering: Manual}}`},
+	},
+	v3.KindIPAMConfiguration: {
+		".spec.strictAffinity":               {set: `{spec: {strictAffinity: true}}`},
+		".spec.autoAllocateBlocks":           {set: `{spec: {autoAllocateBlocks: false}}`},
+		".spec.maxBlocksPerHost":             {set: `{spec: {maxBlocksPerHost: 4}}`},
+		".spec.ipCooldownSeconds":            {set: `{spec: {ipCooldownSeconds: 60}}`},
+		".spec.kubeVirtVMAddressPersistence": {set: `{spec: {kubeVirtVMAddressPersistence: Enabled}}`},
+	},
+	v3.KindIPReservation: {
+		".spec.reservedCIDRs": {set: `{spec: {reservedCIDRs: [10.244.0.0/28, 10.244.9.9]}}`},
+	},
+	v3.KindIPAMBlock: {
+		".spec.cidr":                             {set: `{metadata: {name: 10-244-0-4-30}, spec: {cidr: 10.244.0.4/30}}`},
+		".spec.affinity":                         {set: `{spec: {affinity: "host:n2"}}`},
+		".spec.affinityClaimTime":                {set: `{spec: {affinityClaimTime: "2026-02-01T00:00:00Z"}}`},
+		".spec.allocations":                      {given: held, set: `{spec: {allocations: [null, 0, null, null], unallocated: [0, 2, 3]}}`},
+		".spec.unallocated":                      {set: `{spec: {unallocated: [3, 2, 1, 0]}}`},
+		".spec.attributes[].handle_id":           {given: held, set: `{spec: {attributes: [{handle_id: b, secondary: {node: n1}}]}}`},
+		".spec.attributes[].secondary":           {given: held, set: `{spec: {attributes: [{handle_id: a, secondary: {node: n2}}]}}`},
+		".spec.attributes[].alternateOwnerAttrs": {given: held, set: fmt.Sprintf(heldBy, `alternateOwnerAttrs: {node: n2}`)},
+		".spec.attributes[].releasedAt":          {given: held, set: fmt.Sprintf(heldBy, `releasedAt: "2026-01-02T00:00:00Z"`)},
+		".spec.sequenceNumber":                   {set: `{spec: {sequenceNumber: 7}}`},
+		".spec.sequenceNumberForAllocation":      {given: held, set: `{spec: {sequenceNumberForAllocation: {"0": 1}}}`},
+		".spec.strictAffinity":                   {set: `{spec: {strictAffinity: true}}`},
+		".spec.deleted":                          {set: `{spec: {deleted: true}}`},
+	},
+}
+
+// TestStatuses feeds each sample through Check and Build. A field that works brings no
+// problem and changes what comes out; one that is reported brings a problem that names it.
+func TestStatuses(t *testing.T) {
+	tables := readTables(t)
+	for kind := range types {
+		seen := map[string]bool{}
+		for _, r := range tables[kind] {
+			if r.status == planned {
+				continue
+			}
+			s, ok := samples[kind][r.name]
+			seen[r.name] = true
+			if !ok {
+				t.Errorf("%s %s has no sample", kind, r.name)
+				continue
+			}
+			given := merged(t, kind, s.given)
+			set := mergedInto(t, given, s.set)
+			was, _ := outcome(t, kind, given)
+			is, problems := outcome(t, kind, set)
+			changed := !reflect.DeepEqual(was, is)
+			what := fmt.Sprintf("line %d: %s %s is said to be %s", r.line, kind, r.name, r.status)
+			switch r.status {
+			case works:
+				if len(problems) > 0 || !changed {
+					t.Errorf("%s; changes what comes out: %v; problems: %v", what, changed, problems)
+				}
+			case reported:
+				if !slices.ContainsFunc(problems, func(p model.Problem) bool { return names(p.Field, r.name) }) {
+					t.Errorf("%s; problems: %v", what, problems)
+				}
+			case silent:
+				if len(problems) > 0 || changed {
+					t.Errorf("%s; changes what comes out: %v; problems: %v", what, changed, problems)
+				}
+			}
+		}
+		for name := range samples[kind] {
+			if !seen[name] {
+				t.Errorf("%s: the sample of %s has no row that needs one", kind, name)
+			}
+		}
+	}
+}
+
+// names reports whether a problem's field is the row's, or the list or object around it.
+func names(field, name string) bool {
+	if field == "" {
+		return false
+	}
+	field = regexp.MustCompile(`\[\d+\]`).ReplaceAllString(field, "[]")
+	return name == field || strings.HasPrefix(name, field+".") || strings.HasPrefix(name, field+"[].")
+}
+
+// merged is the kind's base with a merge patch, decoded.
+func merged(t *testing.T, kind, patch string) map[string]any {
+	t.Helper()
+	base := map[string]any{}
+	decode(t, bases[kind], &base)
+	base["apiVersion"], base["kind"] = v3.SchemeGroupVersion.String(), kind
+	return mergedInto(t, base, patch)
+}
+
+func mergedInto(t *testing.T, base map[string]any, patch string) map[string]any {
+	t.Helper()
+	p := map[string]any{}
+	decode(t, cmp.Or(patch, "{}"), &p)
+	return merge(base, p).(map[string]any)
+}
+
+// merge is RFC 7386, section 2. It leaves its arguments as they are.
+func merge(target, patch any) any {
+	p, ok := patch.(map[string]any)
+	if !ok {
+		return patch
+	}
+	out := map[string]any{}
+	if t, ok := target.(map[string]any); ok {
+		for k, v := range t {
+			out[k] = v
+		}
+	}
+	for k, v := range p {
+		if v == nil {
+			delete(out, k)
+		} else {
+			out[k] = merge(out[k], v)
+		}
+	}
+	return out
+}
+
+func decode(t *testing.T, text string, into any) {
+	t.Helper()
+	if err := yaml.UnmarshalStrict([]byte(text), into); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+}
+
+// outcome is what becomes of an object in the world, and the problems. For BGP it is what
+// the nodes' speakers shall do, for a block what ipam reads, and else the snapshot.
+func outcome(t *testing.T, kind string, object map[string]any) (out []any, problems []model.Problem) {
+	t.Helper()
+	for _, node := range []string{"n1", "n2", "n3"} {
+		opt := watch.Options{Node: node}
+		snap := watch.Build(watch.Input{Objects: objects(t, kind, object, opt)}, opt)
+		speaker, more := bgp.Desired(bgp.Input{Snapshot: snap, Node: node})
+		problems = append(append(problems, snap.Problems...), more...)
+		snap.Problems = nil
+		if kind == v3.KindBGPConfiguration || kind == v3.KindBGPPeer {
+			out = append(out, speaker)
+		} else {
+			out = append(out, show(snap))
+		}
+	}
+	if kind == v3.KindIPAMBlock {
+		out = append(out, blocks(t, object)...)
+	}
+	return out, problems
+}
+
+// show flattens a snapshot, in which selectors are pointers to compiled ones.
+func show(s *model.Snapshot) string {
+	var b strings.Builder
+	for _, p := range s.Pools {
+		ns := "all()"
+		if p.NamespaceSelector != nil {
+			ns = p.NamespaceSelector.String()
+		}
+		fmt.Fprint(&b, p.Name, p.CIDR, p.BlockSize, p.NodeSelector.String(), ns, p.IPIPMode, p.VXLANMode, p.NATOutgoing,
+			p.Disabled, p.DisableBGPExport, p.Manual, p.AllowedUses, "\n")
+	}
+	fmt.Fprintln(&b, s.Blocks, s.Reservations, s.IPAM)
+	return b.String()
+}
+
+// objects is the world with one object, and with a pool and a block where the object is
+// neither, so that there is something to advertise.
+func objects(t *testing.T, kind string, object map[string]any, opt watch.Options) []watch.Sourced {
+	t.Helper()
+	var all []map[string]any
+	decode(t, world, &all)
+	for _, k := range []string{v3.KindIPPool, v3.KindIPAMBlock} {
+		if k != kind {
+			all = append(all, merged(t, k, ""))
+		}
+	}
+	var out []watch.Sourced
+	for _, o := range append(all, object) {
+		text, err := yaml.Marshal(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var into metav1.Object
+		switch k := o["kind"].(string); k {
+		case watch.KindNode:
+			into = &corev1.Node{}
+		case watch.KindSecret:
+			into = &corev1.Secret{}
+		default:
+			into = reflect.New(types[k]).Interface().(metav1.Object)
+		}
+		decode(t, string(text), into)
+		out = append(out, watch.Sourced{Object: watch.Check(into, opt), Source: "test"})
+	}
+	return out
+}
+
+// blocks is what ipam reads of a block's manifest. Of the revision only the sequence number
+// counts: the rest is a checksum of the text.
+func blocks(t *testing.T, object map[string]any) []any {
+	t.Helper()
+	dir := t.TempDir()
+	text, err := yaml.Marshal(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := ipamfile.New(ipamfile.Config{Dir: dir, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	name := object["metadata"].(map[string]any)["name"].(string)
+	if err := os.WriteFile(filepath.Join(dir, "ipam", "blocks", name+".yaml"), text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	list, err := store.List(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []any
+	for _, b := range list {
+		c := ipam.Block(*b)
+		c.Revision, _, _ = strings.Cut(c.Revision, ".")
+		out = append(out, c)
+	}
+	return out
+}
+
+// TestOtherKindsAreReported reads a folder that holds one of each: all are named as not
+// acted on, and none keeps the Node beside them from being in force.
+func TestOtherKindsAreReported(t *testing.T) {
+	dir := t.TempDir()
+	var text strings.Builder
+	text.WriteString("apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n")
+	for _, kind := range otherKinds {
+		fmt.Fprintf(&text, "---\napiVersion: projectcalico.org/v3\nkind: %s\nmetadata: {name: x}\n", kind)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(text.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	snaps := make(chan *model.Snapshot, 16)
+	source, err := file.New(file.Config{
+		Dir: dir, Node: "n1", Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Publish: func(s *model.Snapshot) { snaps <- s },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	done := make(chan error, 1)
+	go func() { done <- source.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	var snap *model.Snapshot
+	for snap == nil || len(snap.Problems) < len(otherKinds) || snap.Node("n1") == nil {
+		select {
+		case snap = <-snaps:
+		case <-ctx.Done():
+			t.Fatalf("no snapshot with all problems in time; the last: %+v", snap)
+		}
+	}
+	for _, kind := range otherKinds {
+		if !slices.ContainsFunc(snap.Problems, func(p model.Problem) bool {
+			return p.Object.Kind == kind && p.Field == ".kind" && p.Ignored
+		}) {
+			t.Errorf("%s is not reported; problems: %v", kind, snap.Problems)
+		}
+	}
+}
+
+// TestNodeAnnotations holds that the annotations that are read, and no others of theirs,
+// are said to work.
+func TestNodeAnnotations(t *testing.T) {
+	want := []string{
+		watch.AnnotationASNumber, watch.AnnotationIPv4Address, watch.AnnotationIPv6Address, watch.AnnotationRouteReflectorClusterID,
+	}
+	slices.Sort(want)
+	var got []string
+	for _, r := range readTables(t)["Node annotations"] {
+		if r.status == works {
+			got = append(got, r.name)
+		}
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("annotations that work: %v, want %v", got, want)
+	}
+}
