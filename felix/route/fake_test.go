@@ -152,6 +152,11 @@ func (k *fakeKernel) reaches(h hop) error {
 	return syscall.ENETUNREACH
 }
 
+// sameWay compares hops as a deletion does, which looks at no flags.
+func sameWay(a, b []hop) bool {
+	return slices.EqualFunc(a, b, func(x, y hop) bool { return x.gw == y.gw && x.dev == y.dev })
+}
+
 // ecmp reports whether r is of the kind that IPv6 makes one route of per metric. Its hops
 // are routes of their own (siblings), each with its protocol, as in the kernel.
 func ecmp(r fibRoute) bool {
@@ -207,7 +212,7 @@ func (k *fakeKernel) add(r fibRoute, excl, replace, tell bool) error {
 		if first < 0 || ecmp(o) == ecmp(r) && ecmp(k.routes[first]) != ecmp(r) {
 			first = i
 		}
-		if !replace && slices.Equal(o.hops, r.hops) && (o.proto == r.proto || r.prefix.Addr().Is6()) {
+		if !replace && sameWay(o.hops, r.hops) && (o.proto == r.proto || r.prefix.Addr().Is6()) {
 			return syscall.EEXIST
 		}
 	}
@@ -249,7 +254,7 @@ func (k *fakeKernel) del(r fibRoute, anyHops, tell bool) error {
 	if ecmp(r) && !anyHops { // each hop for itself
 		err := error(syscall.ESRCH)
 		for _, h := range r.hops {
-			i := slices.IndexFunc(k.routes, func(o fibRoute) bool { return fits(o) && slices.Equal(o.hops, []hop{h}) })
+			i := slices.IndexFunc(k.routes, func(o fibRoute) bool { return fits(o) && sameWay(o.hops, []hop{h}) })
 			if i < 0 {
 				continue
 			}
@@ -262,7 +267,7 @@ func (k *fakeKernel) del(r fibRoute, anyHops, tell bool) error {
 		}
 		return err
 	}
-	i := slices.IndexFunc(k.routes, func(o fibRoute) bool { return fits(o) && (anyHops || slices.Equal(o.hops, r.hops)) })
+	i := slices.IndexFunc(k.routes, func(o fibRoute) bool { return fits(o) && (anyHops || sameWay(o.hops, r.hops)) })
 	if i < 0 {
 		return syscall.ESRCH
 	}

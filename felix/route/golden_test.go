@@ -79,7 +79,7 @@ func (g *golden) address(h model.NextHop, depth int, seen map[netip.Addr][]hop) 
 			for _, n := range r.NextHops {
 				for _, f := range g.nextHop(n, depth+1, seen) {
 					if !f.gw.IsValid() {
-						f.gw = h.Addr
+						f.gw, f.onlink = h.Addr, h.Addr.Is6()
 					}
 					hops = append(hops, f)
 				}
@@ -101,6 +101,7 @@ func (g *golden) address(h model.NextHop, depth int, seen map[netip.Addr][]hop) 
 				if !f.gw.IsValid() {
 					f.gw = h.Addr
 				}
+				f.onlink = f.onlink || f.gw.Is6()
 				hops = append(hops, f)
 			}
 		}

@@ -342,6 +342,10 @@ func (r *resolver) look(index int32) *link {
 // address follows the longest match that stands in the kernel, or will. A match that
 // leads nowhere (blackhole, dead link) ends the search, as it ends the packet's way; a
 // candidate that cannot be installed is no match.
+//
+// IPv6 gateways are given as on the link (RTNH_F_ONLINK), as they are. Otherwise the kernel
+// refuses them (ip6_route_check_nh) as soon as a peer announces the host route of its own
+// address; IPv4 looks at routes onto links only.
 func (r *resolver) address(a netip.Addr, depth int) []hop {
 	self := netip.PrefixFrom(a, a.BitLen())
 	t, ok := r.targets.Get(self)
@@ -383,7 +387,7 @@ func (r *resolver) own(e *entry, a netip.Addr, depth int) (found []hop, metric u
 			// A candidate onto a link carries the address itself to that link.
 			for i := range found {
 				if !found[i].gw.IsValid() {
-					found[i].gw = a
+					found[i].gw, found[i].onlink = a, a.Is6()
 				}
 			}
 			return found, k.metric, true
@@ -404,6 +408,7 @@ func (r *resolver) through(f *fibEntry, a netip.Addr) (out []hop) {
 		if !h.gw.IsValid() {
 			h.gw = a
 		}
+		h.onlink = h.onlink || h.gw.Is6()
 		h.weight = 0
 		out = append(out, h)
 	}

@@ -311,6 +311,17 @@ var scenarios = []struct {
 		w.set(model.OwnerBGP, via("192.168.0.0/16", "10.9.0.1", "10.0.0.2"))
 		w.want("10.0.0.2/32 via 10.0.0.2 dev e0 proto 82 metric 1024", "192.168.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 1024", "10.9.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 1024")
 	}},
+	{"a peer announces the host route of its own address", 1, func(w *world) {
+		w.set(model.OwnerBGP, via("fd00:0::2/128", "fd00:0::2"), via("10.0.0.2/32", "10.0.0.2"))
+		w.settled("fd00:0::2/128", "10.0.0.2/32")
+		w.set(model.OwnerBGP, via("fd09::/64", "fd00:0::2"), via("10.9.0.0/16", "10.0.0.2"))
+		w.settled("fd09::/64", "10.9.0.0/16")
+		w.want("fd00::2/128 via fd00::2 dev e0 proto 82 metric 1024", "10.0.0.2/32 via 10.0.0.2 dev e0 proto 82 metric 1024",
+			"fd09::/64 via fd00::2 dev e0 proto 82 metric 1024", "10.9.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 1024")
+		w.del(model.OwnerBGP, "fd00:0::2/128", "10.0.0.2/32")
+		w.settled("fd00:0::2/128", "10.0.0.2/32", "fd09::/64")
+		w.want("fd09::/64 via fd00::2 dev e0 proto 82 metric 1024", "10.9.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 1024")
+	}},
 	{"the next candidate when a next hop is lost", 2, func(w *world) {
 		w.set(model.OwnerTunnel, via("10.9.0.0/16", "10.0.0.2"))
 		w.set(model.OwnerBGP, via("10.9.0.0/16", "10.0.1.2"))
