@@ -48,7 +48,7 @@ func normalHops(hops []hop) []hop {
 // appendHops appends a key that is equal for equal hops only.
 func appendHops(b []byte, hops []hop) []byte {
 	for _, h := range hops {
-		a := as16(h.gw)
+		a := h.gw.As16() // zeroes for the zero Addr
 		b = append(b, byte(h.gw.BitLen()), bit(h.onlink), h.weight)
 		b = append(b, a[:]...)
 		b = binary.LittleEndian.AppendUint32(b, uint32(h.dev))
@@ -197,13 +197,4 @@ func protoName(p uint8) string {
 		return "bgp"
 	}
 	return fmt.Sprint(p)
-}
-
-// as16 is a's bytes, zero for the zero Addr (whose own As16 panics on none, but says so
-// nowhere).
-func as16(a netip.Addr) [16]byte {
-	if !a.IsValid() {
-		return [16]byte{}
-	}
-	return a.As16()
 }

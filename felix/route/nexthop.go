@@ -72,7 +72,7 @@ func (c *core) internSet(hops []model.NextHop) *nextHopSet {
 	hops = normalNextHops(hops)
 	c.key = c.key[:0]
 	for _, h := range hops {
-		a := as16(h.Addr)
+		a := h.Addr.As16()
 		c.key = append(c.key, byte(h.Addr.BitLen()), bit(h.OnLink), byte(len(h.Device)))
 		c.key = append(c.key, a[:]...)
 		c.key = append(c.key, h.Device...)
