@@ -18,6 +18,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
 	"github.com/causeway-net/causeway/bgp"
 	"github.com/causeway-net/causeway/bgp/child"
 	"github.com/causeway-net/causeway/internal/model"
@@ -399,9 +403,32 @@ func (r *router) details(prefix string) string {
 	return string(out)
 }
 
-// monitor records the changes of the router's kernel routes.
+// monitor records the changes of the router's kernel routes, a line each that begins with the
+// prefix.
 func (r *router) monitor() *testLog {
+	r.l.t.Helper()
+	ns, err := netns.GetFromName(r.name)
+	if err != nil {
+		r.l.t.Fatal(err)
+	}
+	defer ns.Close()
 	out := &testLog{}
-	r.daemon(out, "ip", "-o", "monitor", "route")
+	updates, done := make(chan netlink.RouteUpdate), make(chan struct{})
+	r.l.t.Cleanup(func() { close(done) })
+	if err := netlink.RouteSubscribeWithOptions(updates, done, netlink.RouteSubscribeOptions{
+		Namespace:     &ns,
+		ErrorCallback: func(err error) { fmt.Fprintf(out, "monitor: %v\n", err) },
+	}); err != nil {
+		r.l.t.Fatal(err)
+	}
+	go func() {
+		for u := range updates {
+			what := "set"
+			if u.Type == unix.RTM_DELROUTE {
+				what = "deleted"
+			}
+			fmt.Fprintf(out, "%v %s: %v\n", u.Dst, what, u.Route)
+		}
+	}()
 	return out
 }

@@ -120,6 +120,7 @@ func (x *restart) over(prefix string) {
 	x.news = append(x.news, prefix)
 	for _, r := range x.routers {
 		x.eventually("new advert at "+r.name, func() bool { return r.kernelHas(prefix) })
+		x.eventually("event of it at "+r.name, func() bool { return strings.Contains(x.monitors[r].String(), prefix+" set") })
 		for line := range strings.Lines(x.monitors[r].String()) {
 			if p, _, _ := strings.Cut(line, " "); !slices.Contains(x.news, p) {
 				x.t.Errorf("the kernel of %s saw: %s", r.name, line)
