@@ -17,6 +17,7 @@ func (a *agent) status() status.Status {
 	st := status.Status{
 		Node: a.o.nodeName, Version: version, Started: a.started, MTU: a.podMTU(), Snapshot: snap.Revision,
 		Problems: slices.Concat(snap.Problems, bgpProblems), Endpoints: a.ipam.Endpoints(), Adverts: adverts,
+		Warnings: a.warnings(),
 	}
 	if err := a.ready(); err != nil {
 		st.NotReady = err.Error()

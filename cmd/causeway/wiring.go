@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -37,7 +38,7 @@ type agent struct {
 	source *file.Source
 	ipam   *ipam.Allocator
 	routes *route.Table
-	rules  []*iptables.Reconciler
+	rules  []reversePath
 	links  *link.Uplinks
 	felix  *felix.Dataplane
 	bgp    *gobgp.Reconciler
@@ -48,6 +49,7 @@ type agent struct {
 	outside     []netip.Addr
 	bgpProblems []model.Problem
 	adverts     []netip.Prefix
+	rulesSeen   bool // all rules were in force once
 }
 
 // newAgent makes all parts; nothing runs yet.
@@ -84,7 +86,7 @@ func newAgent(o options, log *slog.Logger) (*agent, error) {
 			return nil, err
 		}
 		r.Set(iptables.Raw, iptables.ReversePath(iptables.Prefix))
-		a.rules, rules = append(a.rules, r), append(rules, r)
+		a.rules, rules = append(a.rules, reversePath{r}), append(rules, reversePath{r})
 	}
 	a.links = link.New(log, o.resync)
 	a.felix = felix.New(felix.Config{Node: o.nodeName, Routes: a.routes, Rules: rules, Outside: a.setOutside}, a.ipam.Endpoints())
@@ -202,10 +204,29 @@ func (a *agent) podMTU() int {
 	return a.links.MTU() - dataplane.Overhead(pools)
 }
 
-// ready says why a pod cannot be attached now.
+// reversePath is one family's rules as far as a pod's start depends on them: trouble with
+// other chains is not its business.
+type reversePath struct{ *iptables.Reconciler }
+
+// Wait returns when the chain that keeps pods from spoofing is in the kernel.
+func (r reversePath) Wait(ctx context.Context) error {
+	return r.WaitChains(ctx, iptables.Raw, iptables.ReversePathChain)
+}
+
+// now is Wait without waiting.
+func (r reversePath) now() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return r.Wait(ctx)
+}
+
+// ready says why pods cannot be attached on this node, for the plugin's STATUS. A failing
+// STATUS turns a Kubernetes node NotReady and takes its running pods out of Services, so
+// that only what keeps the node from doing its work at all counts: not a lack of free
+// addresses, and not rules that were in force and are contested now.
 func (a *agent) ready() error {
 	a.mu.Lock()
-	snap := a.snap
+	snap, started := a.snap, a.rulesSeen
 	a.mu.Unlock()
 	if snap.Revision == 0 {
 		return fmt.Errorf("datastore %s was not read yet", a.o.datastore)
@@ -213,16 +234,37 @@ func (a *agent) ready() error {
 	if snap.Node(a.o.nodeName) == nil {
 		return fmt.Errorf("datastore %s has no Node %q", a.o.datastore, a.o.nodeName)
 	}
-	if err := a.ipam.Ready(); err != nil {
+	if err := a.ipam.Ready(); errors.Is(err, ipam.ErrNotReady) {
 		return err
 	}
 	if !a.routes.Status().Ready {
-		return fmt.Errorf("the kernel's routes were not read yet")
+		return errors.New("the kernel's routes were not read yet")
+	}
+	if started {
+		return nil
 	}
 	for _, r := range a.rules {
-		if err := r.Status().Err; err != nil {
+		if err := r.now(); err != nil {
 			return fmt.Errorf("%s: %w", r, err)
 		}
 	}
+	a.mu.Lock()
+	a.rulesSeen = true
+	a.mu.Unlock()
 	return nil
+}
+
+// warnings are what keeps ADD from succeeding, or rules from being as they should, on a
+// node that is ready all the same.
+func (a *agent) warnings() []string {
+	var out []string
+	if err := a.ipam.Ready(); err != nil && !errors.Is(err, ipam.ErrNotReady) {
+		out = append(out, "new pods get no address: "+err.Error())
+	}
+	for _, r := range a.rules {
+		if err := r.Status().Err; err != nil {
+			out = append(out, fmt.Sprintf("%s: %v", r, err))
+		}
+	}
+	return out
 }

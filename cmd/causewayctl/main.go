@@ -70,6 +70,9 @@ func printStatus(w io.Writer, st status.Status) {
 	if !st.Ready {
 		ready = "no: " + st.NotReady
 	}
+	for _, s := range st.Warnings {
+		ready += "\nWarning\t" + s
+	}
 	established := 0
 	for _, p := range st.Peers {
 		if p.State == "Established" {

@@ -15,6 +15,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	descReady      = desc("ready", "1 when the agent can attach pods.")
+	descWarnings   = desc("warnings", "Things that need somebody while the node is ready: no free address, contested rules.")
 	descProblems   = desc("problems", "Objects or fields of the datastore that are not in force.", "kind", "name", "field", "effect")
 	descEndpoints  = desc("endpoints", "Pod interfaces attached on this node.")
 	descBlocks     = desc("ipam_blocks", "Address blocks this node owns.")
@@ -30,7 +31,7 @@ var (
 )
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descReady, descProblems, descEndpoints, descBlocks, descAddresses, descRoutes,
+	for _, d := range []*prometheus.Desc{descReady, descWarnings, descProblems, descEndpoints, descBlocks, descAddresses, descRoutes,
 		descUnresolved, descConflicts, descRouteErrs, descRestarts, descPeerUp, descPeerHeld, descPeerRoutes} {
 		ch <- d
 	}
@@ -42,6 +43,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	gauge(descReady, truth(st.Ready))
+	gauge(descWarnings, float64(len(st.Warnings)))
 	type key struct{ kind, name, field, effect string }
 	problems := map[key]float64{}
 	for _, p := range st.Problems {

@@ -16,6 +16,7 @@ type Status struct {
 	Started  time.Time `json:"started"`
 	Ready    bool      `json:"ready"`
 	NotReady string    `json:"notReady,omitempty"` // why
+	Warnings []string  `json:"warnings,omitempty"` // what needs somebody while the node is ready
 	MTU      int       `json:"mtu"`                // of new pods, bytes
 
 	Snapshot  uint64           `json:"snapshot"` // revision of the datastore in force; 0 before the first
