@@ -161,6 +161,7 @@ func (a *agent) setSnapshot(snap *model.Snapshot) {
 		}
 		a.links.SetNodeAddrs(addrs...)
 	}
+	a.routes.SetMetric(model.OwnerBGP, snap.BGP.RoutePriority4, snap.BGP.RoutePriority6)
 	a.felix.Set(snap)
 	a.advertise()
 }

@@ -1,6 +1,7 @@
 package route
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -68,6 +69,8 @@ type ownerState struct {
 	owner     model.Owner
 	cands     []*cand
 	installed int // entries whose candidate of this owner stands in the kernel
+	metric4   uint32
+	metric6   uint32 // of routes that name none; 0: the table's
 	synced    bool
 }
 
@@ -90,6 +93,7 @@ type cand struct {
 	inSet   int32 // place in set.users
 	inOwner int32 // place in ownerState.cands
 	owner   ownerIndex
+	implied bool // the metric is the owner's, not the route's
 }
 
 // fibEntry is one route of the kernel.
@@ -179,9 +183,9 @@ func (c *core) set(o ownerIndex, r model.Route) {
 	if !p.IsValid() {
 		return
 	}
-	metric := uint32(r.Metric)
-	if r.Metric <= 0 {
-		metric = c.metric
+	metric, implied := uint32(r.Metric), r.Metric <= 0
+	if implied {
+		metric = c.implied(o, p)
 	}
 	e := c.entryAt(p)
 	var k *cand
@@ -200,16 +204,17 @@ func (c *core) set(o ownerIndex, r model.Route) {
 	}
 	switch {
 	case k == nil:
-		k = &cand{entry: e, next: *at, owner: o, set: set, metric: metric}
+		k = &cand{entry: e, next: *at, owner: o, set: set, metric: metric, implied: implied}
 		*at = k
 		own := &c.owners[o]
 		k.inOwner = int32(len(own.cands))
 		own.cands = append(own.cands, k)
 		c.use(k)
 	case k.set == set && k.metric == metric:
+		k.implied = implied
 		return
 	default:
-		k.metric = metric
+		k.metric, k.implied = metric, implied
 		if k.set != set {
 			c.unuse(k)
 			k.set = set
@@ -220,6 +225,33 @@ func (c *core) set(o ownerIndex, r model.Route) {
 	delete(c.failed, e)
 	c.enqueue(e)
 	c.changed(p)
+}
+
+// implied is the metric of an owner's route that names none.
+func (c *core) implied(o ownerIndex, p netip.Prefix) uint32 {
+	own := &c.owners[o]
+	if p.Addr().Is4() {
+		return cmp.Or(own.metric4, c.metric)
+	}
+	return cmp.Or(own.metric6, c.metric)
+}
+
+// setMetric moves those of an owner's routes that name no metric.
+func (c *core) setMetric(owner model.Owner, v4, v6 uint32) {
+	o := c.index(owner)
+	own := &c.owners[o]
+	if own.metric4 == v4 && own.metric6 == v6 {
+		return
+	}
+	own.metric4, own.metric6 = v4, v6
+	for _, k := range own.cands {
+		if m := c.implied(o, k.entry.prefix); k.implied && k.metric != m {
+			k.metric = m
+			delete(c.failed, k.entry)
+			c.enqueue(k.entry)
+			c.changed(k.entry.prefix)
+		}
+	}
 }
 
 // claim ends the grace of stale routes at a prefix: from now on an owner of this life

@@ -62,6 +62,7 @@ type request struct {
 	update  *model.RouteUpdate
 	replace []model.Route
 	waiter  *waiter
+	metrics [2]uint32 // IPv4's and IPv6's
 	kind    requestKind
 }
 
@@ -72,6 +73,7 @@ const (
 	reqReplace
 	reqInSync
 	reqWait
+	reqMetric
 )
 
 // New makes a Table; nothing is read or written before Run.
@@ -116,6 +118,12 @@ func (t *Table) Update(owner model.Owner, u model.RouteUpdate) {
 // keeps routes.
 func (t *Table) Replace(owner model.Owner, routes []model.Route) {
 	t.ask(request{kind: reqReplace, owner: owner, replace: routes})
+}
+
+// SetMetric gives an owner's routes that name no metric one of their own, by family; 0
+// means Config.Metric. Routes that stand at the old one move, make before break.
+func (t *Table) SetMetric(owner model.Owner, v4, v6 int) {
+	t.ask(request{kind: reqMetric, owner: owner, metrics: [2]uint32{uint32(max(v4, 0)), uint32(max(v6, 0))}})
 }
 
 // InSync says that all of an owner's candidates have been handed in once. When every owner
@@ -163,6 +171,8 @@ func (t *Table) take() bool {
 			t.core.inSync(r.owner)
 		case reqWait:
 			t.core.await(r.waiter)
+		case reqMetric:
+			t.core.setMetric(r.owner, r.metrics[0], r.metrics[1])
 		}
 	}
 	return len(in) > 0

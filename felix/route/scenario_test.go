@@ -283,6 +283,21 @@ var scenarios = []struct {
 		w.settled("10.9.0.0/16")
 		w.want("10.9.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 77")
 	}},
+	{"an owner's metric moves its routes that name none", 1, func(w *world) {
+		own := via("10.8.0.0/16", "10.0.0.2")
+		own.Metric = 77
+		w.set(model.OwnerBGP, via("10.9.0.0/16", "10.0.0.2"), via("fd09::/64", "fd00::2"), own)
+		w.settled("10.9.0.0/16", "fd09::/64", "10.8.0.0/16")
+		w.table.SetMetric(model.OwnerBGP, 512, 0)
+		w.settled("10.9.0.0/16")
+		w.want("10.9.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 512", "fd09::/64 via fd00::2 dev e0 proto 82 metric 1024",
+			"10.8.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 77")
+		w.set(model.OwnerBGP, via("10.7.0.0/16", "10.0.0.2"))
+		w.table.SetMetric(model.OwnerBGP, 0, 9)
+		w.settled("10.9.0.0/16", "fd09::/64", "10.7.0.0/16")
+		w.want("10.9.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 1024", "fd09::/64 via fd00::2 dev e0 proto 82 metric 9",
+			"10.8.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 77", "10.7.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 1024")
+	}},
 	{"behind a gateway, and its loss", 2, func(w *world) {
 		w.ip("route add 172.16.0.0/16 via 10.0.0.2 dev e0 proto static", "-6 route add fd16::/48 via fd00:0::2 dev e0 proto static metric 10")
 		w.set(model.OwnerBGP, via("10.9.0.0/16", "172.16.1.1"), via("fd09::/64", "fd16::1"))
