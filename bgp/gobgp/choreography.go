@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	api "github.com/osrg/gobgp/v3/api"
@@ -63,6 +64,9 @@ func (l *life) choreograph(ctx context.Context, now time.Time, want *bgp.Speaker
 	restarting := false
 	l.r.mu.Lock()
 	l.r.suspects.forget(now)
+	l.r.suspects.pardon(func(a netip.Addr) bool {
+		return slices.ContainsFunc(want.Peers, func(p bgp.Peer) bool { return p.Addr == a })
+	})
 	for _, p := range want.Peers {
 		restarting = restarting || l.r.restartingFor(p, now)
 		if _, there := l.peers[p.Addr]; there {

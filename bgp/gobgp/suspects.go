@@ -148,3 +148,13 @@ func (s suspects) forget(now time.Time) {
 		}
 	}
 }
+
+// pardon drops suspicions of peers that are no longer configured: who removes a peer and
+// configures it again has looked at it, and lets it in at once.
+func (s suspects) pardon(configured func(netip.Addr) bool) {
+	for a := range s {
+		if !configured(a) {
+			delete(s, a)
+		}
+	}
+}

@@ -116,3 +116,19 @@ func TestSuspects(t *testing.T) {
 		t.Errorf("held for %v", d)
 	}
 }
+
+func TestPardon(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	now := time.Unix(1e9, 0)
+	s := suspects{}
+	for _, x := range []netip.Addr{a, a, b, b} {
+		s.convict(x, now, "it died")
+	}
+	s.pardon(func(x netip.Addr) bool { return x == b })
+	if _, _, held := s.held(a, now); held || s.last(a, now) {
+		t.Error("a peer that was taken out of the configuration is still a suspect")
+	}
+	if _, _, held := s.held(b, now); !held {
+		t.Error("a configured peer was pardoned")
+	}
+}
