@@ -75,7 +75,6 @@ func (b *bench) attachBench(ctx context.Context) error {
 func (b *bench) addLatency(l *lab.Lab, families string, ours, base *worker, ptp json.RawMessage) error {
 	const versus = "ptp + host-local"
 	add := &Comparison{Name: "CNI ADD, " + families + ", median", Versus: versus, Unit: "ms", Goal: 0.5}
-	tail := &Comparison{Name: "CNI ADD, " + families + ", 99th percentile", Versus: versus, Unit: "ms"}
 	del := &Comparison{Name: "CNI DEL, " + families + ", median", Versus: versus, Unit: "ms"}
 	our := round{Network: ourNetwork, Pods: b.size.pods}
 	their := round{Network: ptp, Pods: b.size.pods}
@@ -88,7 +87,7 @@ func (b *bench) addLatency(l *lab.Lab, families string, ours, base *worker, ptp 
 	}
 	var client []podTimes
 	var floor []float64
-	var tails [2][]float64
+	var all [2][]float64
 	for i := range b.size.pairs {
 		var got [2]answer
 		err := inTurns(i, func(side int) (err error) {
@@ -111,13 +110,13 @@ func (b *bench) addLatency(l *lab.Lab, families string, ours, base *worker, ptp 
 		a, p := addTimes(got[0].Pods), addTimes(got[1].Pods)
 		add.add(median(a), median(p))
 		del.add(median(delTimes(got[0].Pods)), median(delTimes(got[1].Pods)))
-		tail.add(percentile(a, 99), percentile(p, 99))
-		tails[0], tails[1] = append(tails[0], a...), append(tails[1], p...)
+		all[0], all[1] = append(all[0], a...), append(all[1], p...)
 		b.say("ADD %s, pair %d/%d: %.1f ms against %.1f ms", families, i+1, b.size.pairs, median(a), median(p))
 	}
-	b.compare(add, tail, del)
-	b.figure(&Figure{Name: "CNI ADD, " + families + ", 99th percentile of all: Causeway", Unit: "ms", Value: percentile(tails[0], 99)},
-		&Figure{Name: "CNI ADD, " + families + ", 99th percentile of all: " + versus, Unit: "ms", Value: percentile(tails[1], 99)})
+	b.compare(add, del)
+	for side, who := range []string{"Causeway", versus} {
+		b.figure(&Figure{Name: fmt.Sprintf("CNI ADD, %s, 99th percentile of %d: %s", families, len(all[side]), who), Unit: "ms", Value: percentile(all[side], 99)})
+	}
 	return b.breakdown(l, families, ours.node, client, floor)
 }
 

@@ -101,6 +101,7 @@ func run(ctx context.Context, args []string) error {
 	if err := os.MkdirAll(b.stateRoot, 0o755); err != nil {
 		return err
 	}
+	defer os.Remove(b.stateRoot) // fails while another run's labs are there, and should
 	b.report = Report{Date: b.began.UTC().Format("2006-01-02"), Command: *command, Size: *mode, Pairs: b.size.pairs}
 	if b.report.Command == "" {
 		b.report.Command = strings.Join(os.Args, " ")
@@ -122,9 +123,6 @@ func run(ctx context.Context, args []string) error {
 	}
 	b.report.Machine.LoadAfter = load()
 	b.report.Took = time.Since(b.began).Round(time.Second).String()
-	if err := os.Remove(b.stateRoot); err != nil && !errors.Is(err, unix.ENOTEMPTY) { // others' labs may be there
-		return err
-	}
 	fmt.Fprint(os.Stderr, "\n"+b.report.Markdown())
 	if err := b.report.writeJSON(*jsonPath); err != nil {
 		return err

@@ -59,8 +59,8 @@ func (r *Report) Markdown() string {
 	if len(r.Comparisons) > 0 {
 		b.WriteString("| measure | Causeway | compared with | its figure | ratio | 95 % | goal |\n|---|--:|---|--:|--:|---|---|\n")
 		for _, c := range r.Comparisons {
-			fmt.Fprintf(&b, "| %s | %s %s | %s | %s %s | **%.2f** | %.2f – %.2f | %s |\n", c.Name, number(c.MedianCauseway), c.Unit, c.Versus,
-				number(c.MedianPeer), c.Unit, c.Ratio, c.RatioLow, c.RatioHigh, verdict(c.Ratio, c.Goal, ""))
+			fmt.Fprintf(&b, "| %s | %s %s | %s | %s %s | **%s** | %s – %s | %s |\n", c.Name, number(c.MedianCauseway), c.Unit, c.Versus,
+				number(c.MedianPeer), c.Unit, number(c.Ratio), number(c.RatioLow), number(c.RatioHigh), verdict(c.Ratio, c.Goal, ""))
 		}
 		b.WriteByte('\n')
 	}
@@ -119,13 +119,15 @@ func verdict(value, goal float64, unit string) string {
 	return fmt.Sprintf("≤ %v%s: %s", goal, unit, word)
 }
 
-// number shows three digits that count.
+// number shows about three digits that count.
 func number(x float64) string {
 	switch {
 	case x >= 100:
 		return strconv.FormatFloat(x, 'f', 0, 64)
 	case x >= 10:
 		return strconv.FormatFloat(x, 'f', 1, 64)
+	case x < 0.1:
+		return strconv.FormatFloat(x, 'f', 4, 64)
 	}
 	return strconv.FormatFloat(x, 'f', 2, 64)
 }
