@@ -388,7 +388,7 @@ func outcome(t *testing.T, kind string, object map[string]any) (out []any, probl
 		problems = append(append(problems, snap.Problems...), more...)
 		snap.Problems = nil
 		if kind == v3.KindBGPConfiguration || kind == v3.KindBGPPeer {
-			out = append(out, speaker)
+			out = append(out, speaker, snap.BGP.RoutePriority4, snap.BGP.RoutePriority6) // the latter for felix/route.Table.SetMetric
 		} else {
 			out = append(out, show(snap))
 		}
