@@ -31,7 +31,11 @@ type nextHop struct {
 	targets []*target
 	links   []int32
 	names   []string
-	dirty   bool
+	// neighbourOn is the link on which the address was found last, without a gateway; 0:
+	// never. While that link is down the default route does not lead to the address: what
+	// it leads to is somebody else's router (fast external failover, without the session).
+	neighbourOn int32
+	dirty       bool
 }
 
 // target is an address that was looked up for some next hops.
@@ -358,11 +362,20 @@ func (r *resolver) address(a netip.Addr, depth int) []hop {
 		r.hop.targets = append(r.hop.targets, t)
 	}
 	for _, e := range r.entries.Supernets(self) {
+		if depth == 0 && e.prefix.Bits() == 0 && r.hop.neighbourOn != 0 {
+			if l := r.look(r.hop.neighbourOn); l == nil || !l.running {
+				return nil
+			}
+		}
 		other := e.other()
 		found, metric, ok := r.own(e, a, depth)
 		switch {
 		case other != nil && (!ok || other.metric <= metric):
-			return r.through(other, a)
+			found := r.through(other, a)
+			if depth == 0 && len(found) > 0 && found[0].gw == a && e.prefix.Bits() > 0 {
+				r.hop.neighbourOn = found[0].dev
+			}
+			return found
 		case ok:
 			return found
 		}

@@ -313,6 +313,18 @@ var scenarios = []struct {
 		w.ip("route del blackhole 172.16.1.0/24 proto static")
 		w.want("10.9.0.0/16 proto 82 metric 1024 nexthop via 10.0.0.2 dev e0 nexthop via 10.0.1.2 dev e1")
 	}},
+	{"a neighbour whose link is down is not looked for behind the default route", 2, func(w *world) {
+		w.ip("route add 0.0.0.0/0 via 10.0.1.2 dev e1 proto static", "-6 route add ::/0 via fd00:1::2 dev e1 proto static")
+		w.set(model.OwnerBGP, via("10.9.0.0/16", "10.0.0.2"), via("fd09::/64", "fd00::2"), via("10.8.0.0/16", "192.0.2.1"))
+		w.settled("10.9.0.0/16", "fd09::/64", "10.8.0.0/16")
+		remote := "10.8.0.0/16 via 10.0.1.2 dev e1 proto 82 metric 1024"
+		w.want("10.9.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 1024", "fd09::/64 via fd00::2 dev e0 proto 82 metric 1024", remote)
+		w.ip("link set e0 down")
+		w.want(remote)
+		w.ip("link set e0 up")
+		w.addr6(0, "e0")
+		w.want("10.9.0.0/16 via 10.0.0.2 dev e0 proto 82 metric 1024", "fd09::/64 via fd00::2 dev e0 proto 82 metric 1024", remote)
+	}},
 	{"through our own routes, and never through itself", 2, func(w *world) {
 		w.set(model.OwnerBGP, via("10.9.0.0/16", "192.168.5.1"), via("10.8.0.0/16", "10.8.0.1"), via("10.0.0.2/32", "10.0.0.2"))
 		w.settled("10.0.0.2/32")
