@@ -43,6 +43,8 @@ type life struct {
 	choreo    choreography
 	wake      *time.Timer
 
+	martianAt time.Time // when a martian route was last logged; emit's alone
+
 	mu       sync.Mutex
 	gateAddr netip.Addr // whose session is no peer's
 	sessions map[netip.Addr]*session
@@ -281,6 +283,11 @@ func (l *life) take(ev *api.WatchEventResponse) []change {
 	}
 	changes := decode(paths)
 	for _, c := range changes {
+		if c.martian && time.Since(l.martianAt) >= time.Minute {
+			l.martianAt = time.Now()
+			l.log.Warn("a route to addresses of the host, its links or multicast came over BGP; it and others like it are left out",
+				"prefix", c.prefix.String(), "peer", paths[0].NeighborIp)
+		}
 		if c.local {
 			l.mu.Lock()
 			l.locals[c.prefix] = true

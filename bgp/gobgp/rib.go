@@ -17,6 +17,8 @@ type change struct {
 	prefix netip.Prefix
 	hops   []model.NextHop // sorted, unique; empty: no learned route any more
 	local  bool            // the best path is one that was put into the speaker over its API
+	// martian: it has next hops and they are left out, since nobody may lead there.
+	martian bool
 }
 
 // decode turns a table event into changes. With multipath on, an event holds the best paths of
@@ -36,6 +38,8 @@ func decode(paths []*api.Path) []change {
 		case p.IsWithdraw || p.IsNexthopInvalid:
 		case isLocal(p):
 			c.local = true
+		case martian(prefix):
+			c.martian = true
 		default:
 			if a, ok := nextHopOf(p); ok {
 				c.hops = append(c.hops, model.NextHop{Addr: a})
@@ -49,6 +53,42 @@ func decode(paths []*api.Path) []change {
 		}
 	}
 	return out
+}
+
+// martians are destinations that no router may tell a host the way to: the host itself, its
+// links and multicast (RFC 1122 section 3.2.1.3, RFC 3927 section 7, RFC 4291 section 2.5). A
+// route to 169.254.169.254 or ::1 would take traffic that never leaves the host or its link.
+var martians = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("224.0.0.0/4"),
+	netip.MustParsePrefix("255.255.255.255/32"),
+	netip.MustParsePrefix("::/96"), // unspecified, loopback and IPv4-compatible
+	netip.MustParsePrefix("::ffff:0.0.0.0/96"),
+	netip.MustParsePrefix("fe80::/10"),
+	netip.MustParsePrefix("ff00::/8"),
+}
+
+// martian reports whether the whole prefix lies in one of martians. A wider one, as a default
+// route, says nothing of them.
+func martian(p netip.Prefix) bool {
+	a := p.Addr()
+	if a.Is4() {
+		// The hot path: nearly every prefix is none of these.
+		switch b := a.As4()[0]; {
+		case b > 0 && b < 127, b > 127 && b < 169, b > 169 && b < 224, b >= 240 && b < 255:
+			return false
+		}
+	} else if b := a.As16()[0]; b > 0 && b < 0xfe {
+		return false
+	}
+	for _, m := range martians {
+		if p.Bits() >= m.Bits() && m.Contains(a) {
+			return true
+		}
+	}
+	return false
 }
 
 // isLocal reports whether the path came over the API: GoBGP gives it a source without address.

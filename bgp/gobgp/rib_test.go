@@ -64,6 +64,7 @@ func TestDecode(t *testing.T) {
 		"IPv6":         {[]*api.Path{learned(t, "2001:db8::/32", "fd00::9")}, []change{{prefix: p6, hops: via("fd00::9")}}},
 		"link-local":   {[]*api.Path{learned(t, "2001:db8::/32", "fe80::9")}, []change{{prefix: p6}}},
 		"unresolvable": {[]*api.Path{learned(t, "192.0.2.0/24", "0.0.0.0")}, []change{{prefix: p4}}},
+		"martian":      {[]*api.Path{learned(t, "127.0.0.53/32", "10.0.0.9")}, []change{{prefix: netip.MustParsePrefix("127.0.0.53/32"), martian: true}}},
 		"withdrawn":    {[]*api.Path{withdrawn}, []change{{prefix: p4}}},
 		"own":          {[]*api.Path{own}, []change{{prefix: p4, local: true}}},
 		"other family": {[]*api.Path{other}, nil},
@@ -78,6 +79,23 @@ func TestDecode(t *testing.T) {
 	} {
 		if got := decode(c.paths); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: got %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+func TestMartian(t *testing.T) {
+	for s, want := range map[string]bool{
+		"0.0.0.0/0": false, "0.0.0.0/1": false, "96.0.0.0/3": false, "10.0.0.0/8": false, "100.64.0.1/32": false, "126.0.0.0/7": false,
+		"169.253.0.0/16": false, "169.0.0.0/8": false, "223.255.255.0/24": false, "240.0.0.0/4": false, "255.255.255.254/32": false,
+		"0.0.0.0/8": true, "0.0.0.0/32": true, "127.0.0.0/8": true, "127.0.0.53/32": true, "169.254.0.0/16": true,
+		"169.254.169.254/32": true, "224.0.0.0/4": true, "239.255.255.255/32": true, "255.255.255.255/32": true,
+		"::/0": false, "2000::/3": false, "fd00::/8": false, "fc00::/7": false, "fe00::/7": false, "fe80::/9": false, "fec0::/10": false,
+		"64:ff9b::/96": false, "::/64": false,
+		"::/128": true, "::1/128": true, "::ffff:0.0.0.0/96": true, "::ffff:10.0.0.1/128": true, "fe80::/10": true, "fe80::/64": true,
+		"febf::1/128": true, "ff00::/8": true, "ff02::1/128": true,
+	} {
+		if got := martian(netip.MustParsePrefix(s).Masked()); got != want {
+			t.Errorf("%s: %v, want %v", s, got, want)
 		}
 	}
 }
