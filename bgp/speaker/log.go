@@ -27,10 +27,24 @@ type bgpLog struct {
 
 	mu     sync.Mutex
 	labels map[string]context.Context // by peer; see label
+	bursts map[string]*burst          // by message; see allow
+}
+
+// Whoever reaches port 179 makes GoBGP say something with every connection, and a peer with
+// every message. So much of one message is let through, and then so long nothing.
+const (
+	burstLines = 50
+	burstTime  = 10 * time.Second
+)
+
+// burst counts one message's lines since the first.
+type burst struct {
+	since time.Time
+	lines int
 }
 
 func newLog(w io.Writer, level slog.Level) *bgpLog {
-	l := &bgpLog{level: new(slog.LevelVar), failed: make(chan string, 1), labels: map[string]context.Context{}}
+	l := &bgpLog{level: new(slog.LevelVar), failed: make(chan string, 1), labels: map[string]context.Context{}, bursts: map[string]*burst{}}
 	l.level.Set(level)
 	l.handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l.level})
 	l.slog = slog.New(l.handler)
@@ -127,9 +141,40 @@ func (l *bgpLog) emit(level slog.Level, msg string, f log.Fields) {
 	if !l.handler.Enabled(ctx, level) {
 		return
 	}
-	r := slog.NewRecord(time.Now(), level, msg, 0)
+	now := time.Now()
+	ok, left := l.allow(level, msg, now)
+	if !ok {
+		return
+	}
+	r := slog.NewRecord(now, level, msg, 0)
 	r.AddAttrs(attrs(f)...)
+	if left > 0 {
+		r.AddAttrs(slog.Int("leftOut", left))
+	}
 	_ = l.handler.Handle(ctx, r)
+}
+
+// allow reports whether a warning or an error may be written now, and how many lines of the
+// same message were left out before it. GoBGP's messages are constants, so that the map stays
+// small.
+func (l *bgpLog) allow(level slog.Level, msg string, now time.Time) (ok bool, leftOut int) {
+	if level < slog.LevelWarn {
+		return true, 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.bursts[msg]
+	if b == nil || now.Sub(b.since) >= burstTime {
+		if b != nil {
+			leftOut = max(0, b.lines-burstLines)
+		} else if len(l.bursts) >= maxLabels {
+			clear(l.bursts)
+		}
+		b = &burst{since: now}
+		l.bursts[msg] = b
+	}
+	b.lines++
+	return b.lines <= burstLines, leftOut
 }
 
 func attrs(f log.Fields) []slog.Attr {

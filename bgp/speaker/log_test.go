@@ -3,11 +3,13 @@ package speaker
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/osrg/gobgp/v3/pkg/log"
 )
@@ -54,6 +56,25 @@ func TestFatalLeavesEvidence(t *testing.T) {
 }
 
 // TestDebugOffIsCheap: GoBGP tells of every update whether debugging is on or not.
+func TestFloodIsBounded(t *testing.T) {
+	var out bytes.Buffer
+	l := newLog(&out, slog.LevelInfo)
+	for range 10000 {
+		l.Warn("Closed an accepted connection", log.Fields{"Topic": "Peer", "Key": "10.0.0.1"})
+	}
+	l.Warn("another", nil)
+	l.Info("Peer Up", nil)
+	if n := strings.Count(out.String(), "\n"); n != burstLines+2 {
+		t.Fatalf("%d lines, want %d of the first message and one of each other", n, burstLines)
+	}
+	out.Reset()
+	l.bursts["Closed an accepted connection"].since = time.Now().Add(-burstTime)
+	l.Warn("Closed an accepted connection", nil)
+	if want := fmt.Sprintf(`"leftOut":%d`, 10000-burstLines); !strings.Contains(out.String(), want) {
+		t.Errorf("%s: want %s", out.String(), want)
+	}
+}
+
 func TestDebugOffIsCheap(t *testing.T) {
 	l := newLog(io.Discard, slog.LevelInfo)
 	f := log.Fields{"Topic": "Peer", "Key": "10.0.0.2"}
