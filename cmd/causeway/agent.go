@@ -53,7 +53,7 @@ func agentCommand() *cobra.Command {
 	f.StringVar(&o.stateDir, "state-dir", "/var/lib/causeway", "folder of the journal; must survive a reboot")
 	f.StringVar(&o.secretNamespace, "secret-namespace", "kube-system", "namespace of the Secrets with BGP passwords")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	f.DurationVar(&o.resync, "resync", 90*time.Second, "how often the kernel is read in full to heal what others changed")
+	f.DurationVar(&o.resync, "resync", 0, "how often the kernel is read in full to heal what others changed (default 90s, and 30s for legacy iptables, of which the kernel tells nothing)")
 	f.StringVar(&o.iptablesBackend, "iptables-backend", "auto", "auto, legacy or nft")
 	f.BoolVar(&o.allowWrites, "gobgp-allow-writes", false, "let the gobgp CLI change the speaker; the agent puts back what it owns")
 	f.StringVar(&o.gobgpTCP, "gobgp-tcp", "", "serve the gobgp API on this loopback address too, as 127.0.0.1:50051")
@@ -92,8 +92,10 @@ func runAgent(ctx context.Context, o options) error {
 			return err
 		}
 	}
-	if err := os.Chmod(o.stateDir, 0o700); err != nil {
-		return err
+	for _, dir := range []string{o.runDir, o.stateDir} {
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return err
+		}
 	}
 	unlock, err := lock(filepath.Join(o.runDir, "agent.lock"))
 	if err != nil {

@@ -16,7 +16,7 @@ func (a *agent) status() status.Status {
 	a.mu.Unlock()
 	st := status.Status{
 		Node: a.o.nodeName, Version: version, Started: a.started, MTU: a.podMTU(), Snapshot: snap.Revision,
-		Problems: slices.Concat(snap.Problems, bgpProblems), Endpoints: a.ipam.Endpoints(), Adverts: adverts,
+		Problems: slices.Concat(snap.Problems, bgpProblems, a.ipam.Problems()), Endpoints: a.ipam.Endpoints(), Adverts: adverts,
 		Warnings: a.warnings(),
 	}
 	if err := a.ready(); err != nil {
@@ -56,7 +56,7 @@ func speakerStatus(s gobgp.Status) (status.Speaker, []status.Peer) {
 }
 
 func routeStatus(s route.Status) status.Routes {
-	out := status.Routes{ByOwner: map[string]int{}, Stale: s.Stale, Pending: s.Pending}
+	out := status.Routes{ByOwner: map[string]int{}, Stale: s.Stale, Pending: s.Pending, ConflictCount: s.ConflictCount, ErrorCount: s.FailureCount}
 	for _, o := range s.Owners {
 		out.ByOwner[o.Name] = o.Installed
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/causeway-net/causeway/bgp/child"
 	"github.com/causeway-net/causeway/bgp/gobgp"
 	"github.com/causeway-net/causeway/cni-plugin/server"
+	"github.com/causeway-net/causeway/cni-plugin/veth"
 	"github.com/causeway-net/causeway/felix"
 	"github.com/causeway-net/causeway/felix/dataplane"
 	"github.com/causeway-net/causeway/felix/iptables"
@@ -60,6 +61,10 @@ func newAgent(o options, log *slog.Logger) (*agent, error) {
 	}
 	a := &agent{o: o, log: log, started: time.Now(), snap: &model.Snapshot{}}
 
+	// A folder that is not there is not made: it may be one that is not mounted yet.
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("--datastore %s: %w; make the folder or mount it first", o.datastore, err)
+	}
 	store, err := ipamfile.New(ipamfile.Config{Dir: dir, Log: log})
 	if err != nil {
 		return nil, err
@@ -89,7 +94,11 @@ func newAgent(o options, log *slog.Logger) (*agent, error) {
 		a.rules, rules = append(a.rules, reversePath{r}), append(rules, reversePath{r})
 	}
 	a.links = link.New(log, o.resync)
-	a.felix = felix.New(felix.Config{Node: o.nodeName, Routes: a.routes, Rules: rules, Outside: a.setOutside}, a.ipam.Endpoints())
+	known, err := knownEndpoints(log, a.ipam.Endpoints())
+	if err != nil {
+		return nil, err
+	}
+	a.felix = felix.New(felix.Config{Node: o.nodeName, Routes: a.routes, Rules: rules, Outside: a.setOutside}, known)
 
 	restarting, err := a.restarting()
 	if err != nil {
@@ -122,6 +131,36 @@ func newAgent(o options, log *slog.Logger) (*agent, error) {
 	}
 	a.source, err = file.New(file.Config{Dir: dir, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: a.setSnapshot})
 	return a, err
+}
+
+// knownEndpoints are the pods of the journal, and those that the kernel alone still knows
+// because the journal was lost.
+func knownEndpoints(log *slog.Logger, journaled []model.Endpoint) ([]model.Endpoint, error) {
+	wirer, err := veth.New()
+	if err != nil {
+		return nil, err
+	}
+	defer wirer.Close()
+	links, err := wirer.Owned()
+	if err != nil {
+		return nil, err
+	}
+	for _, ep := range journaled {
+		delete(links, ep.HostInterface)
+	}
+	var lost []model.Endpoint
+	for name, owner := range links {
+		lost = append(lost, model.Endpoint{Key: owner.Key, Network: owner.Network, HostInterface: name})
+	}
+	orphans, err := felix.Orphans(lost, route.DefaultProtocol)
+	if err != nil {
+		return nil, err
+	}
+	for _, ep := range orphans {
+		log.Warn("a pod's link stands in the kernel and not in the journal; its routes stay until DEL or GC names it",
+			"attachment", ep.Key.String(), "link", ep.HostInterface, "addresses", ep.Addresses)
+	}
+	return append(journaled, orphans...), nil
 }
 
 // tasks are what lives as long as the agent.

@@ -194,10 +194,10 @@ func (s *Server) del(ctx context.Context, r *request) error {
 			return err
 		}
 	}
-	if known {
-		if err := s.Dataplane.Detach(ctx, ep); err != nil {
-			return fmt.Errorf("removing route and rules of the pod: %w", err)
-		}
+	// The dataplane may know a pod that the journal lost.
+	ep.Key = r.key
+	if err := s.Dataplane.Detach(ctx, ep); err != nil {
+		return fmt.Errorf("removing route and rules of the pod: %w", err)
 	}
 	freed, err := s.IPAM.Release(ctx, r.ContainerID, r.IfName)
 	if err != nil {

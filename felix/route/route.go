@@ -27,7 +27,7 @@ type Config struct {
 	Log *slog.Logger // required
 	// Owners are those whose InSync opens the pruning of stale routes; required.
 	Owners   []model.Owner
-	Protocol int // rtm_protocol that marks our routes, 1-255; default 82
+	Protocol int // rtm_protocol that marks our routes, 5-255; default DefaultProtocol
 	Metric   int // of routes that name none; default 1024
 	// NetNS is the path of the network namespace to work in; empty: that of the thread
 	// that calls Run.
@@ -36,6 +36,9 @@ type Config struct {
 	// Between dumps the table lives on notifications.
 	Resync time.Duration
 }
+
+// DefaultProtocol is the protocol number (rtm_protocol) of Causeway's routes.
+const DefaultProtocol = 82
 
 // chunk is how many routes one pass writes before it looks at events and requests again.
 const chunk = 1024
@@ -85,7 +88,7 @@ func New(cfg Config) (*Table, error) {
 		return nil, fmt.Errorf("route: Config.Owners must name 1 to %d owners, whose InSync opens pruning", ownerCount-1)
 	}
 	if cfg.Protocol == 0 {
-		cfg.Protocol = 82
+		cfg.Protocol = DefaultProtocol
 	}
 	if cfg.Protocol < 5 || cfg.Protocol > 255 {
 		return nil, fmt.Errorf("route: Config.Protocol %d: 5 to 255 (0-4 are the kernel's and the administrator's)", cfg.Protocol)

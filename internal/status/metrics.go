@@ -67,8 +67,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descRoutes, float64(n), owner)
 	}
 	gauge(descUnresolved, float64(len(st.Routes.Unresolved)))
-	gauge(descConflicts, float64(len(st.Routes.Conflicts)))
-	gauge(descRouteErrs, float64(len(st.Routes.Errors)))
+	gauge(descConflicts, float64(st.Routes.ConflictCount))
+	gauge(descRouteErrs, float64(st.Routes.ErrorCount))
 	ch <- prometheus.MustNewConstMetric(descRestarts, prometheus.CounterValue, float64(st.Speaker.Restarts))
 	for _, p := range st.Peers {
 		addr := p.Address.String()

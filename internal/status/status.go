@@ -75,4 +75,7 @@ type Routes struct {
 	Unresolved []string       `json:"unresolved,omitempty"`
 	Conflicts  []string       `json:"conflicts,omitempty"`
 	Errors     []string       `json:"errors,omitempty"`
+	// ConflictCount and ErrorCount are all; the lists stop at 100.
+	ConflictCount int `json:"conflictCount,omitempty"`
+	ErrorCount    int `json:"errorCount,omitempty"`
 }

@@ -105,13 +105,13 @@ func (c *checker) pool(p *v3.IPPool) model.Pool {
 		c.ignored(".spec.natOutgoing", notYet+": what pods send leaves with their own addresses")
 	}
 	if out.IPIPMode != model.EncapNever {
-		c.ignored(".spec.ipipMode", notYet+": traffic is routed without encapsulation")
+		c.ignored(".spec.ipipMode", notYet+": traffic is routed without encapsulation (pods' MTU leaves room for it)")
 	}
 	if out.VXLANMode != model.EncapNever {
-		c.ignored(".spec.vxlanMode", notYet+": traffic is routed without encapsulation")
+		c.ignored(".spec.vxlanMode", notYet+": traffic is routed without encapsulation (pods' MTU leaves room for it)")
 	}
 	if out.NamespaceSelector != nil {
-		c.ignored(".spec.namespaceSelector", notYet+": the labels of namespaces are not known here")
+		c.ignored(".spec.namespaceSelector", notYet+": the labels of namespaces are not known, so that no pod gets an address of this pool")
 	}
 	if out.Allows(model.UseLoadBalancer) {
 		c.ignored(".spec.allowedUses", "LoadBalancer "+notYet)
