@@ -50,11 +50,8 @@ func (g guard) check(ctx context.Context, method string) error {
 	if g.open || reads[name] {
 		return nil
 	}
-	md, _ := metadata.FromIncomingContext(ctx)
-	for _, t := range md.Get(child.TokenKey) {
-		if subtle.ConstantTimeCompare([]byte(t), []byte(g.token)) == 1 {
-			return nil
-		}
+	if g.agent(ctx) {
+		return nil
 	}
 	from := "unknown"
 	if p, ok := peer.FromContext(ctx); ok {
@@ -64,6 +61,17 @@ func (g guard) check(ctx context.Context, method string) error {
 	return status.Errorf(codes.PermissionDenied,
 		"%s would change the speaker, which the Causeway agent configures from its resources (BGPPeer, BGPConfiguration, BGPFilter) and would change back; "+
 			"change those instead, or start the agent with --gobgp-allow-writes to allow such calls", name)
+}
+
+// agent reports whether a call carries the agent's token.
+func (g guard) agent(ctx context.Context) bool {
+	md, _ := metadata.FromIncomingContext(ctx)
+	for _, t := range md.Get(child.TokenKey) {
+		if subtle.ConstantTimeCompare([]byte(t), []byte(g.token)) == 1 {
+			return true
+		}
+	}
+	return false
 }
 
 func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
@@ -81,6 +89,11 @@ func (g guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 		return err
 	}
 	defer g.survive(info.FullMethod, &err)
+	if path.Base(info.FullMethod) == "WatchEvent" && g.agent(ss.Context()) {
+		watch := gather(redacted{ss})
+		defer watch.close()
+		return next(srv, watch)
+	}
 	return next(srv, redacted{ss})
 }
 
