@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
@@ -210,7 +209,7 @@ func nodeDeleted(t *testing.T, f *scenario.Fabric) {
 	// Its pods go on, as far as they need nobody else (I4).
 	n3 := f.Node("n3").Pods()
 	for _, v6 := range families {
-		if err := ping(ctx, n3[0], n3[1].Address(v6)); err != nil {
+		if err := operator.Ping(ctx, n3[0], n3[1].Address(v6)); err != nil {
 			t.Errorf("two pods of the node without a manifest: %v", err)
 		}
 	}
@@ -259,7 +258,7 @@ func agentGone(t *testing.T, f *scenario.Fabric) {
 			t.Errorf("with the session down: %v", err)
 		}
 	}
-	if err := ping(ctx, n1.Pods()[0], n3.Pods()[0].Address(true)); err != nil && time.Since(killed) < meshRestartTime {
+	if err := operator.Ping(ctx, n1.Pods()[0], n3.Pods()[0].Address(true)); err != nil && time.Since(killed) < meshRestartTime {
 		t.Errorf("with the session down: %v", err)
 	}
 	for i, v6 := range families {
@@ -307,19 +306,10 @@ func meshPassword(t *testing.T, f *scenario.Fabric) {
 	operator.Await(t, 30*time.Second, n1, "sessions with a password", before.Anew)
 	meshed(t, f, "n1", "n2", "n3")
 	for _, v6 := range families {
-		lacking, err := operator.Counter(ctx, n2, "TcpExtTCPMD5NotFound")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := dial(ctx, n1, addressOf("n2", v6), time.Second, syscall.ETIMEDOUT); err != nil {
-			t.Errorf("n1 without the password: %v", err)
-		}
-		if now, err := operator.Counter(ctx, n2, "TcpExtTCPMD5NotFound"); err != nil || now <= lacking {
-			t.Errorf("n2 missed the signature of %d packets before and %d after that, %v", lacking, now, err)
-		}
+		operator.SignatureAsked(t, ctx, n1, n2, addressOf("n2", v6))
 	}
 	f.PodsTalk(t, 10*time.Second)
-	hidden(t, ctx, n1, secret)
+	operator.Hidden(t, ctx, n1, secret)
 
 	// Without the Secret there is no session that could be secured, and that is said; it
 	// heals with the Secret.
@@ -329,7 +319,7 @@ func meshPassword(t *testing.T, f *scenario.Fabric) {
 	})
 	m.Write(t, "mesh-secret.yaml", secretYAML)
 	meshed(t, f, "n1", "n2", "n3")
-	hidden(t, ctx, n1, secret)
+	operator.Hidden(t, ctx, n1, secret)
 
 	before = operator.SinceOf(operator.Status(t, n1))
 	m.Write(t, "bgp.yaml", config)
@@ -337,7 +327,7 @@ func meshPassword(t *testing.T, f *scenario.Fabric) {
 	meshed(t, f, "n1", "n2", "n3")
 	// Nothing of the password is left at the listener: everybody gets through again.
 	for _, v6 := range families {
-		if err := dial(ctx, n1, addressOf("n2", v6), 5*time.Second, 0); err != nil {
+		if err := operator.Dial(ctx, n1, addressOf("n2", v6), 5*time.Second, 0); err != nil {
 			t.Errorf("n1 without a password: %v", err)
 		}
 	}

@@ -16,7 +16,6 @@ import (
 
 	"github.com/causeway-net/causeway/internal/status"
 	"github.com/causeway-net/causeway/test/lab"
-	"github.com/causeway-net/causeway/test/lab/traffic"
 	"github.com/causeway-net/causeway/test/topology/operator"
 	"github.com/causeway-net/causeway/test/topology/scenario"
 )
@@ -262,44 +261,6 @@ func withdrawn(t *testing.T, f *scenario.Fabric) {
 	}
 }
 
-// streams are 1 kpps each way between pods of n3 and n4, who have no session.
-type streams []*traffic.Stream
-
-func startStreams(ctx context.Context, t *testing.T, f *scenario.Fabric) streams {
-	t.Helper()
-	a, b := f.Node("n3").Pods()[0], f.Node("n4").Pods()[0]
-	var out streams
-	for _, c := range []traffic.Config{
-		{From: a, To: b, Target: b.Address(false), Flows: 8, PPS: 1000},
-		{From: b, To: a, Target: a.Address(true), Flows: 8, PPS: 1000},
-	} {
-		s, err := traffic.Start(ctx, c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { s.Stop() })
-		out = append(out, s)
-	}
-	scenario.Eventually(t, 10*time.Second, "packets flow", func() error {
-		if out[0].Received() < 200 || out[1].Received() < 200 {
-			return errors.New("not yet")
-		}
-		return nil
-	})
-	return out
-}
-
-func (s streams) lostNothing(t *testing.T) {
-	t.Helper()
-	for _, st := range s {
-		r := st.Stop()
-		t.Log(r)
-		if r.Sent == 0 || r.Lost != 0 {
-			t.Errorf("lost %d of %d packets", r.Lost, r.Sent)
-		}
-	}
-}
-
 const restartTime = 4 * time.Second
 
 // setRestartTime edits how long the peers of every node keep its routes after its death,
@@ -328,7 +289,7 @@ func reflectorGone(t *testing.T, f *scenario.Fabric) {
 	setRestartTime(t, f, strings.Replace(peers, "---\n", short+"---\n", 1)+short)
 	block := operator.BlocksOf(operator.Status(t, n1), false)[0]
 	before := operator.SinceOf(operator.Status(t, n3))
-	s := startStreams(ctx, t, f)
+	s := operator.StartStreams(ctx, t, f.Node("n3").Pods()[0], f.Node("n4").Pods()[0])
 	if err := n1.Daemon("agent").Kill(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -353,15 +314,15 @@ func reflectorGone(t *testing.T, f *scenario.Fabric) {
 		}
 	}
 	before.Undisturbed(t, operator.Status(t, n3), addresses["n1"]...)
-	s.lostNothing(t)
+	s.LostNothing(t)
 
-	s = startStreams(ctx, t, f)
+	s = operator.StartStreams(ctx, t, f.Node("n3").Pods()[0], f.Node("n4").Pods()[0])
 	if err := n1.Daemon("agent").Start(ctx); err != nil {
 		t.Fatal(err)
 	}
 	awaitSessions(t, f, topology)
 	reflected(t, f)
-	s.lostNothing(t)
+	s.LostNothing(t)
 	setRestartTime(t, f, peers)
 }
 
@@ -371,7 +332,7 @@ func bothKilled(t *testing.T, f *scenario.Fabric) {
 	ctx := scenario.Context(t, 2*time.Minute)
 	awaitSessions(t, f, topology)
 	n1, n2 := f.Node("n1"), f.Node("n2")
-	s := startStreams(ctx, t, f)
+	s := operator.StartStreams(ctx, t, f.Node("n3").Pods()[0], f.Node("n4").Pods()[0])
 	for _, n := range []*lab.Node{n1, n2} {
 		if err := n.Daemon("agent").Kill(ctx); err != nil {
 			t.Fatal(err)
@@ -392,7 +353,7 @@ func bothKilled(t *testing.T, f *scenario.Fabric) {
 	}
 	awaitSessions(t, f, topology)
 	reflected(t, f)
-	s.lostNothing(t)
+	s.LostNothing(t)
 	f.PodsTalk(t, 10*time.Second)
 }
 
@@ -402,7 +363,7 @@ func relabelled(t *testing.T, f *scenario.Fabric) {
 	m := operator.ManifestsOf(f)
 	nodes := m.Read(t, "nodes.yaml")
 	before := operator.SinceOf(operator.Status(t, f.Node("n3")))
-	s := startStreams(ctx, t, f)
+	s := operator.StartStreams(ctx, t, f.Node("n3").Pods()[0], f.Node("n4").Pods()[0])
 	const part = `metadata:
   name: n2
   labels:
@@ -420,6 +381,6 @@ func relabelled(t *testing.T, f *scenario.Fabric) {
 	awaitSessions(t, f, topology)
 	before.Undisturbed(t, operator.Status(t, f.Node("n3")), addresses["n2"]...)
 	reflected(t, f)
-	s.lostNothing(t)
+	s.LostNothing(t)
 	f.PodsTalk(t, 10*time.Second)
 }
