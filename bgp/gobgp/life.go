@@ -330,8 +330,9 @@ func (l *life) takePeer(p *api.Peer) {
 		} else if was == api.PeerState_ESTABLISHED {
 			s.flaps++
 			s.resting = true
-		} else if state == api.PeerState_IDLE && !l.synced {
-			// A returning peer was refused by one that rests.
+		} else if state == api.PeerState_IDLE {
+			// It was refused, as by one that rests. Two that rest as long as each other
+			// refuse each other for minutes, in turns.
 			s.resting = was == api.PeerState_OPENSENT || was == api.PeerState_OPENCONFIRM
 			refused = s.resting
 		}

@@ -379,3 +379,38 @@ func TestMeshKilled(t *testing.T) {
 		}
 	}
 }
+
+// TestRefused: a peer that refuses the connection, as GoBGP does while it rests, is tried again
+// soon, also when the speaker has long been up. Two that wait 5 s after each refusal can keep
+// missing each other for minutes.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	r := l.router(ownASN)
+	ln, err := listenIn(r.name, net.JoinHostPort(r.addr.String(), "1790"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	tries := make(chan time.Time, 100)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+			tries <- time.Now()
+		}
+	}()
+	p := defaultPace
+	p.window = 100 * time.Millisecond
+	l.startPaced(p) // nobody listens on port 179
+	l.eventually("sync", func() bool { return l.node.Status().Synced })
+	l.want.Peers[0].Port = 1790
+	l.set()
+	first := <-tries
+	if took := (<-tries).Sub(first); took > 4500*time.Millisecond {
+		t.Errorf("the second attempt came %v after the first", took)
+	}
+}
