@@ -9,7 +9,8 @@
 // effective, permitted, ambient and bounding capability, no_new_privs, and a Landlock domain
 // (Linux 5.13) in which nothing can be opened but the program itself and nothing created but a
 // socket in the child's own directory. The agent needs CAP_SETUID, CAP_SETGID, CAP_SETPCAP,
-// CAP_NET_BIND_SERVICE and CAP_CHOWN for it, and CAP_KILL to end a child that hangs.
+// CAP_NET_BIND_SERVICE, CAP_CHOWN, CAP_FOWNER and CAP_DAC_OVERRIDE (for the child's directory)
+// for it, and CAP_KILL to end a child that hangs.
 //
 // # How the two hold on to each other
 //

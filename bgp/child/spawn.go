@@ -122,6 +122,7 @@ func environment() []string {
 	return []string{
 		"GODEBUG=multipathtcp=0,tracebacklabels=1",
 		"GOTRACEBACK=single",
+		fmt.Sprintf("GOGC=%d", GCPercent),
 		fmt.Sprintf("GOMAXPROCS=%d", min(runtime.GOMAXPROCS(0), maxProcs)),
 	}
 }

@@ -7,11 +7,13 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/causeway-net/causeway/bgp/child"
 	"github.com/causeway-net/causeway/internal/task"
 )
 
@@ -96,6 +98,9 @@ func runAgent(ctx context.Context, o options) error {
 		if err := os.Chmod(dir, 0o700); err != nil {
 			return err
 		}
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(child.GCPercent)
 	}
 	unlock, err := lock(filepath.Join(o.runDir, "agent.lock"))
 	if err != nil {
