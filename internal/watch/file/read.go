@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // maxFile bounds what is read of one file, in bytes.
@@ -65,6 +66,9 @@ func isLink(path string) bool {
 	return err == nil && st.Mode()&fs.ModeSymlink != 0
 }
 
+// readTime bounds the reading of a file that lets its readers wait.
+const readTime = 100 * time.Millisecond
+
 func readFile(path string) (string, fingerprint, error) {
 	// Without blocking, should it be a pipe.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
@@ -79,6 +83,9 @@ func readFile(path string) (string, fingerprint, error) {
 	if !st.Mode().IsRegular() {
 		return "", fingerprint{}, errors.New("it is no regular file")
 	}
+	// A file of /proc can be regular by its mode and still have its readers wait, as kmsg
+	// does. Those can be given a deadline, and others need none.
+	_ = f.SetReadDeadline(time.Now().Add(readTime))
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return "", fingerprint{}, err

@@ -400,12 +400,23 @@ func (s *Source) publish() {
 	s.cfg.Publish(snap)
 }
 
+// maxReported bounds the lines that one snapshot adds to the log; the status has all
+// problems.
+const maxReported = 100
+
 // report logs each problem when it comes and when it goes, and not in between.
 func (s *Source) report(problems []model.Problem) {
 	now := make(map[model.Problem]bool, len(problems))
+	come, gone := 0, 0
 	for _, p := range problems {
+		if now[p] {
+			continue
+		}
 		now[p] = true
 		if s.reported[p] {
+			continue
+		}
+		if come++; come > maxReported {
 			continue
 		}
 		attrs := []any{"object", p.Object.String(), "source", p.Source, "field", p.Field, "problem", p.Message}
@@ -416,9 +427,18 @@ func (s *Source) report(problems []model.Problem) {
 		}
 	}
 	for p := range s.reported {
-		if !now[p] {
+		if now[p] {
+			continue
+		}
+		if gone++; gone <= maxReported {
 			s.log.Info("problem is gone", "object", p.Object.String(), "source", p.Source, "field", p.Field, "problem", p.Message)
 		}
 	}
 	s.reported = now
+	if come > maxReported {
+		s.log.Error("more objects and fields are not in force", "count", come-maxReported)
+	}
+	if gone > maxReported {
+		s.log.Info("more problems are gone", "count", gone-maxReported)
+	}
 }

@@ -321,6 +321,21 @@ func TestLogsOnce(t *testing.T) {
 	}
 }
 
+// TestFloodOfProblems holds that one bad file does not fill the log.
+func TestFloodOfProblems(t *testing.T) {
+	dir := t.TempDir()
+	const n = 5000
+	write(t, dir, "a.yaml", strings.Repeat("---\nkind: nonsense\n", n))
+	r := start(t, dir)
+	r.await("the problems", func(s *model.Snapshot) bool { return len(s.Problems) == n })
+	write(t, dir, "a.yaml", poolManifest("a", "10.1.0.0/16"))
+	r.await("the pool alone", func(s *model.Snapshot) bool { return hasPools("a")(s) && len(s.Problems) == 0 })
+	log := r.logged()
+	if lines := strings.Count(log, "\n"); lines > 3*maxReported || !strings.Contains(log, fmt.Sprintf("count=%d", n-maxReported)) {
+		t.Errorf("%d lines are logged for %d problems that come and go", lines, n)
+	}
+}
+
 // TestMountedConfigMap plays how kubelet updates a volume: a link to a folder is replaced.
 func TestMountedConfigMap(t *testing.T) {
 	dir := t.TempDir()
@@ -363,6 +378,7 @@ func TestUnreadable(t *testing.T) {
 	}{
 		{func() error { return os.Mkdir(a, 0o700) }, "it is no regular file"},
 		{func() error { return syscall.Mkfifo(a, 0o600) }, "it is no regular file"},
+		{func() error { return os.Symlink("/proc/kmsg", a) }, "i/o timeout"}, // regular by its mode
 		{func() error { return os.Symlink("nowhere", a) }, "no such file"},
 		{func() error { return os.Symlink("a.yaml", a) }, "too many levels of symbolic links"},
 	} {
