@@ -220,7 +220,7 @@ func nodeDeleted(t *testing.T, f *scenario.Fabric) {
 	f.PodsTalk(t, 10*time.Second)
 }
 
-const meshRestartTime = 5 * time.Second
+const meshRestartTime = 4 * time.Second
 
 // agentGone kills n3's agent and does not start it again: the others keep its routes for
 // the restart time that it announced and not for longer (RFC 4724).
@@ -278,15 +278,14 @@ func agentGone(t *testing.T, f *scenario.Fabric) {
 	}
 	before.Undisturbed(t, operator.Status(t, n1), addresses["n3"]...)
 
+	before = operator.SinceOf(operator.Status(t, n1))
+	m.Write(t, "bgp.yaml", config)
 	if err := n3.Daemon("agent").Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	meshed(t, f, "n1", "n2", "n3")
-	directRoutes(t, f)
-	before = operator.SinceOf(operator.Status(t, n1))
-	m.Write(t, "bgp.yaml", config)
 	operator.Await(t, 30*time.Second, n1, "sessions with the default restart time", before.Anew)
 	meshed(t, f, "n1", "n2", "n3")
+	directRoutes(t, f)
 	f.PodsTalk(t, 10*time.Second)
 }
 

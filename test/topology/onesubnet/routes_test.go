@@ -198,28 +198,34 @@ func flushedRules(t *testing.T, f *scenario.Fabric) {
 		}
 		return strings.Join(keep, "\n")
 	}
-	for _, tool := range []string{"iptables", "ip6tables"} {
-		want := rules(tool)
-		if !strings.Contains(want, "cali-PREROUTING") || !strings.Contains(want, "rpfilter") {
-			t.Fatalf("%s has no reverse path rule:\n%s", tool, want)
+	tools := []string{"iptables", "ip6tables"}
+	want := map[string]string{}
+	for _, tool := range tools {
+		want[tool] = rules(tool)
+		if !strings.Contains(want[tool], "cali-PREROUTING") || !strings.Contains(want[tool], "rpfilter") {
+			t.Fatalf("%s has no reverse path rule:\n%s", tool, want[tool])
 		}
-		for _, flush := range [][]string{
-			{tool, "-t", "raw", "-F"},
-			{tool, "-t", "raw", "-F", "cali-PREROUTING"},
-			{"sh", "-c", tool + " -t raw -F; " + tool + " -t raw -X"},
-			{"sh", "-c", "echo '*raw\n:PREROUTING ACCEPT\nCOMMIT' | " + tool + "-restore"},
-		} {
-			at := time.Now()
-			if _, err := n1.Exec(ctx, flush...); err != nil {
+	}
+	for _, flush := range []string{
+		"TOOL -t raw -F",
+		"TOOL -t raw -F cali-PREROUTING",
+		"TOOL -t raw -F; TOOL -t raw -X",
+		"echo '*raw\n:PREROUTING ACCEPT\nCOMMIT' | TOOL-restore",
+	} {
+		at := time.Now()
+		for _, tool := range tools {
+			if _, err := n1.Exec(ctx, "sh", "-c", strings.ReplaceAll(flush, "TOOL", tool)); err != nil {
 				t.Fatal(err)
 			}
+		}
+		for _, tool := range tools {
 			scenario.Eventually(t, 15*time.Second, fmt.Sprintf("rules after %q", flush), func() error {
-				if got := rules(tool); got != want {
-					return fmt.Errorf("they are:\n%s\nwant:\n%s", got, want)
+				if got := rules(tool); got != want[tool] {
+					return fmt.Errorf("they are:\n%s\nwant:\n%s", got, want[tool])
 				}
 				return nil
 			})
-			t.Logf("%q healed after %s at most", flush, time.Since(at).Round(time.Millisecond))
 		}
+		t.Logf("%q healed after %s at most", flush, time.Since(at).Round(time.Millisecond))
 	}
 }
