@@ -32,6 +32,7 @@ func Build(in Input, opt Options) *model.Snapshot {
 	b.s.Problems = slices.Clone(in.Problems)
 	b.sortIn()
 	b.pools()
+	b.addresses()
 	b.s.Blocks = b.blocks()
 	b.bgp()
 	b.peers()
@@ -53,7 +54,7 @@ type builder struct {
 	s       *model.Snapshot
 	secrets map[string]secret // of the secret namespace, by name
 
-	poolObjects, peerObjects, configs, blockObjects []Sourced
+	nodeObjects, poolObjects, peerObjects, configs, blockObjects []Sourced
 }
 
 // sortIn puts each object into its place and collects the problems of all.
@@ -66,6 +67,7 @@ func (b *builder) sortIn() {
 		switch v := o.value.(type) {
 		case model.Node:
 			b.s.Nodes = append(b.s.Nodes, v)
+			b.nodeObjects = append(b.nodeObjects, o)
 		case secret:
 			if o.Key.Namespace == b.opt.secretNamespace() {
 				b.secrets[o.Key.Name] = v
@@ -108,6 +110,31 @@ func (b *builder) pools() {
 			continue
 		}
 		b.s.Pools = append(b.s.Pools, p)
+	}
+}
+
+// addresses looks at what nodes have in common with each other and with the pools. An
+// address of two nodes is reported at all but the first of them by name, with whom the
+// others have their session. One in a pool is reserved: no pod must ever get it.
+func (b *builder) addresses() {
+	slices.SortFunc(b.nodeObjects, func(x, y Sourced) int { return cmp.Compare(x.Key.Name, y.Key.Name) })
+	owners := map[netip.Addr]string{}
+	for _, o := range b.nodeObjects {
+		n := o.value.(model.Node)
+		for _, p := range []netip.Prefix{n.IPv4, n.IPv6} {
+			a := p.Addr()
+			if !a.IsValid() {
+				continue
+			}
+			if first, taken := owners[a]; taken {
+				b.problem(o, true, "", "has the address %s, which is that of Node %s too; each needs its own, or sessions with both will fail", a, first)
+				continue
+			}
+			owners[a] = n.Name
+			if slices.ContainsFunc(b.s.Pools, func(q model.Pool) bool { return q.CIDR.Contains(a) }) {
+				b.s.Reservations = append(b.s.Reservations, netip.PrefixFrom(a, a.BitLen()))
+			}
+		}
 	}
 }
 

@@ -235,6 +235,24 @@ func optional(p *v3.BGPPassword) *v3.BGPPassword {
 	return p
 }
 
+func TestNodeAddresses(t *testing.T) {
+	node := func(name, v4, v6 string) *corev1.Node {
+		n := &corev1.Node{ObjectMeta: meta(name)}
+		n.Annotations = map[string]string{AnnotationIPv4Address: v4, AnnotationIPv6Address: v6}
+		return n
+	}
+	s := build(node("c", "10.0.0.2/24", "fd00::3/64"), node("a", "10.0.0.1/24", "fd00::1/64"), node("b", "10.0.0.1/24", "fd00::2/64"),
+		pool("p", "10.0.0.0/16"), pool("q", "10.1.0.0/16"))
+	expect(t, "one address twice", s, "ignored  has the address 10.0.0.1, which is that of Node a too")
+	if len(s.Problems) == 1 && s.Problems[0].Object.Name != "b" {
+		t.Errorf("reported at %s", s.Problems[0].Object)
+	}
+	// Those in a pool are no pod's to have.
+	if want := []netip.Prefix{prefix("10.0.0.1/32"), prefix("10.0.0.2/32")}; !reflect.DeepEqual(s.Reservations, want) {
+		t.Errorf("reserved %v, want %v", s.Reservations, want)
+	}
+}
+
 func TestBGPConfiguration(t *testing.T) {
 	type spec = *v3.BGPConfigurationSpec
 	defaults := model.BGPConfig{ASN: 64512, Mesh: true, ListenPort: 179, RoutePriority4: 1024, RoutePriority6: 1024}
