@@ -128,6 +128,7 @@ func launch(ctx context.Context, cfg Config) (*Instance, error) {
 		return nil, s.err
 	}
 	inst.proc = s.proc
+	expose(s.proc.Pid)
 	if s.landlock != nil {
 		cfg.Log.Warn("the speaker can see the file system (as its own user)", "component", "speaker", "reason", s.landlock)
 	}

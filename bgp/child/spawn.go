@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -74,6 +75,26 @@ func start(cfg Config, files []*os.File, dir *os.File) spawned {
 		return spawned{err: fmt.Errorf("start %s as uid %d: %w", cfg.Exe, cfg.UID, err)}
 	}
 	return spawned{proc: proc, landlock: locked}
+}
+
+// oomScore is how much sooner than the agent the kernel's OOM killer should take the speaker
+// (proc(5), oom_score_adj: -1000 to 1000). A peer that announces and withdraws faster than
+// GoBGP works makes it grow without bound; its death costs no packet, the agent's would keep
+// pods from starting.
+const oomScore = 300
+
+// expose does its best: where it may not be done, nothing else fails.
+func expose(pid int) {
+	const file = "oom_score_adj"
+	own, err := os.ReadFile("/proc/self/" + file)
+	if err != nil {
+		return
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(own)))
+	if err != nil {
+		return
+	}
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/%s", pid, file), strconv.AppendInt(nil, int64(min(n+oomScore, 1000)), 10), 0)
 }
 
 // keepDescriptors keeps to this process what it was itself started with beyond stderr, as a
