@@ -271,8 +271,10 @@ func (b *builder) add(p Peer, n *model.Node) {
 	if n != nil {
 		p.Node, cluster = n.Name, n.RouteReflectorClusterID
 	}
-	if own := b.self.RouteReflectorClusterID; own.IsValid() && p.IBGP() && cluster != own {
-		p.RRClient, p.ClusterID = true, own
+	if own := b.self.RouteReflectorClusterID; own.IsValid() && p.IBGP() {
+		if p.SameCluster = cluster == own; !p.SameCluster {
+			p.RRClient, p.ClusterID = true, own
+		}
 	}
 	p.Multihop = !p.IBGP() && p.TTLSecurity == 0
 	p.NextHopMode = cmp.Or(p.NextHopMode, model.NextHopAuto)

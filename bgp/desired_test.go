@@ -76,6 +76,9 @@ func sessions(s *Speaker) string {
 		if p.RRClient {
 			t += " client of " + p.ClusterID.String()
 		}
+		if p.SameCluster {
+			t += " of our cluster"
+		}
 		if p.NextHopMode != model.NextHopAuto {
 			t += " nexthop " + string(p.NextHopMode)
 		}
@@ -188,7 +191,7 @@ func TestSessions(t *testing.T) {
 					tor("inside", "10.0.0.9", 64512), tor("outside", "10.0.0.8", 65000),
 				}
 			},
-			want: "10.0.0.1:179 as 64512 client of 1.0.0.1 by all\n10.0.0.3:179 as 64512 by all\n10.0.0.4:179 as 64512 client of 1.0.0.1 by all\n10.0.0.8:179 as 65000 multihop by outside\n10.0.0.9:179 as 64512 client of 1.0.0.1 by inside",
+			want: "10.0.0.1:179 as 64512 client of 1.0.0.1 by all\n10.0.0.3:179 as 64512 of our cluster by all\n10.0.0.4:179 as 64512 client of 1.0.0.1 by all\n10.0.0.8:179 as 65000 multihop by outside\n10.0.0.9:179 as 64512 client of 1.0.0.1 by inside",
 		}, {
 			name: "a BGPPeer for a node of the mesh takes its place, and knows its AS number",
 			change: func(s *model.Snapshot) {

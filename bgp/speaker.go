@@ -55,6 +55,9 @@ type Peer struct {
 	// (RFC 4456).
 	RRClient  bool
 	ClusterID netip.Addr
+	// SameCluster is set where both ends reflect routes for one cluster: the peer would drop
+	// what this node reflects to it (RFC 4456, section 8), and has it from the clients.
+	SameCluster bool
 	// RestartTime is how long the peer shall keep our routes while we restart (RFC 4724,
 	// section 3), whole seconds.
 	RestartTime time.Duration

@@ -16,19 +16,21 @@ import (
 )
 
 // The export policy (DESIGN §4.9): what the node owns goes to every peer; what an eBGP peer told
-// goes to internal peers only, so that a server is no transit; the rest is as BGP has it. Peers
+// goes to internal peers only, so that a server is no transit; what a client told does not go to
+// other route reflectors of the cluster; the rest is as BGP has it. Peers
 // are told apart by neighbor sets. The set of internal peers is the one that allows: a peer that
 // someone adds by hand gets no transit.
 
 // classes are the neighbor sets, each sorted.
 type classes struct {
 	internal []string // sessions that may carry what eBGP peers told
+	cluster  []string // route reflectors of our own cluster
 	self     []string // nextHopMode Self
 	keep     []string // nextHopMode Keep
 }
 
 func (c classes) equal(o classes) bool {
-	return slices.Equal(c.internal, o.internal) && slices.Equal(c.self, o.self) && slices.Equal(c.keep, o.keep)
+	return slices.Equal(c.internal, o.internal) && slices.Equal(c.cluster, o.cluster) && slices.Equal(c.self, o.self) && slices.Equal(c.keep, o.keep)
 }
 
 func classify(s *bgp.Speaker) classes {
@@ -37,6 +39,9 @@ func classify(s *bgp.Speaker) classes {
 		h := host(p.Addr)
 		if p.IBGP() {
 			c.internal = append(c.internal, h)
+		}
+		if p.SameCluster {
+			c.cluster = append(c.cluster, h)
 		}
 		switch p.NextHopMode {
 		case model.NextHopSelf:
@@ -78,6 +83,15 @@ func exportPolicy(generation int, c classes) (sets []*api.DefinedSet, policy *ap
 			Conditions: &api.Conditions{
 				NeighborSet: match(api.MatchSet_INVERT, set("internal", c.internal)),
 				RouteType:   api.Conditions_ROUTE_TYPE_EXTERNAL,
+			},
+			Actions: &api.Actions{RouteAction: api.RouteAction_REJECT},
+		}, {
+			// GoBGP v3 reflects to a peer that is no client without ORIGINATOR_ID and
+			// CLUSTER_LIST, so that the other reflector would not know to drop it.
+			Name: name + "-no-reflection-within-the-cluster",
+			Conditions: &api.Conditions{
+				NeighborSet: match(api.MatchSet_ANY, set("cluster", c.cluster)),
+				RouteType:   api.Conditions_ROUTE_TYPE_INTERNAL,
 			},
 			Actions: &api.Actions{RouteAction: api.RouteAction_REJECT},
 		}, {
