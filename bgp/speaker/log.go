@@ -154,11 +154,11 @@ func (l *bgpLog) emit(level slog.Level, msg string, f log.Fields) {
 	_ = l.handler.Handle(ctx, r)
 }
 
-// allow reports whether a warning or an error may be written now, and how many lines of the
+// allow reports whether a line may be written now, and how many lines of the
 // same message were left out before it. GoBGP's messages are constants, so that the map stays
 // small.
 func (l *bgpLog) allow(level slog.Level, msg string, now time.Time) (ok bool, leftOut int) {
-	if level < slog.LevelWarn {
+	if level < slog.LevelInfo {
 		return true, 0
 	}
 	l.mu.Lock()
