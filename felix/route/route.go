@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/causeway-net/causeway/internal/model"
@@ -54,6 +55,8 @@ type Table struct {
 
 	mu   sync.Mutex // guards core
 	core *core
+
+	ready atomic.Bool // the kernel was read in full once
 
 	kernel kernel // of the goroutine in Run
 	wake   *time.Timer
@@ -181,6 +184,9 @@ func (t *Table) take() bool {
 	return len(in) > 0
 }
 
+// Ready reports whether the kernel's routes were read since Run began. It never waits.
+func (t *Table) Ready() bool { return t.ready.Load() }
+
 // Run keeps the kernel as the owners want it until ctx is cancelled. It removes nothing
 // when it ends (I3).
 func (t *Table) Run(ctx context.Context) error {
@@ -202,6 +208,9 @@ func (t *Table) apply(ctx context.Context, resync bool) error {
 	if t.kernel == nil {
 		k, err := t.open(t.loop.Poke)
 		if err != nil {
+			t.mu.Lock()
+			t.take() // what is asked for meanwhile is kept once, and not as often as it is asked
+			t.mu.Unlock()
 			return err
 		}
 		t.kernel = k
@@ -293,6 +302,7 @@ func (t *Table) dump(ctx context.Context) error {
 		t.core.beginDump()
 		if err = t.kernel.dump(ctx, t.core.tell); err == nil {
 			t.core.endDump()
+			t.ready.Store(true)
 			return nil
 		}
 		if !errors.Is(err, errInterrupted) || ctx.Err() != nil {

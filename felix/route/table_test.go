@@ -314,6 +314,29 @@ func TestLostEventsOnTheKernel(t *testing.T) {
 	})
 }
 
+// TestNoKernel: while the kernel cannot be reached, memory grows with what is wanted and not
+// with how often that changed.
+func TestNoKernel(t *testing.T) {
+	table, err := New(Config{Log: slog.New(slog.DiscardHandler), Owners: []model.Owner{model.OwnerBGP}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("no netlink")
+	table.open = func(func()) (kernel, error) { return nil, refused }
+	for range 100 {
+		table.Update(model.OwnerBGP, model.RouteUpdate{Set: []model.Route{via("10.9.0.0/16", "10.0.0.2")}})
+		if err := table.apply(t.Context(), false); !errors.Is(err, refused) {
+			t.Fatalf("apply: %v", err)
+		}
+	}
+	if n, c := len(table.inbox), table.core.owners[table.core.index(model.OwnerBGP)].cands; n != 0 || len(c) != 1 {
+		t.Errorf("%d requests wait, %d candidates", n, len(c))
+	}
+	if table.Ready() {
+		t.Error("ready without a kernel")
+	}
+}
+
 // TestParseSurvivesAnything: the kernel is trusted, and yet nothing may crash the agent.
 func TestParseSurvivesAnything(t *testing.T) {
 	seed := rand.Uint64()
