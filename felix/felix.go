@@ -6,7 +6,6 @@ package felix
 import (
 	"context"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -45,16 +44,16 @@ type Config struct {
 type Dataplane struct {
 	cfg Config
 
-	mu        sync.Mutex // guards what follows; Routes and Outside are called under it, so that their order is that of the changes
-	snap      *model.Snapshot
+	mu        sync.Mutex     // guards what follows; Routes and Outside are called under it, so that their order is that of the changes
+	own       []netip.Prefix // the node's blocks
 	endpoints map[model.AttachmentKey]model.Endpoint
-	outside   []netip.Addr
+	outside   []netip.Addr // sorted
 }
 
 // New makes a Dataplane that knows the endpoints the journal holds: pods that an earlier
 // agent attached and that may be running.
 func New(cfg Config, restored []model.Endpoint) *Dataplane {
-	d := &Dataplane{cfg: cfg, snap: &model.Snapshot{}, endpoints: map[model.AttachmentKey]model.Endpoint{}}
+	d := &Dataplane{cfg: cfg, endpoints: map[model.AttachmentKey]model.Endpoint{}}
 	var routes []model.Route
 	for _, ep := range restored {
 		d.endpoints[ep.Key] = ep
@@ -69,10 +68,15 @@ func New(cfg Config, restored []model.Endpoint) *Dataplane {
 func (d *Dataplane) Set(snap *model.Snapshot) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.snap = snap
-	d.cfg.Routes.Replace(model.OwnerBlock, dataplane.BlockRoutes(snap, d.cfg.Node))
+	d.own = dataplane.OwnBlocks(snap, d.cfg.Node)
+	d.cfg.Routes.Replace(model.OwnerBlock, dataplane.BlockRoutes(d.own))
 	d.cfg.Routes.InSync(model.OwnerBlock)
-	d.noteOutside()
+	var outside []netip.Addr
+	for _, ep := range d.endpoints {
+		outside = append(outside, dataplane.Outside(d.own, ep)...)
+	}
+	slices.SortFunc(outside, netip.Addr.Compare)
+	d.setOutside(slices.Compact(outside))
 }
 
 // Attach puts the pod's routes and rules in force and returns when they are.
@@ -86,7 +90,13 @@ func (d *Dataplane) Attach(ctx context.Context, ep model.Endpoint) error {
 	d.mu.Lock()
 	d.endpoints[ep.Key] = ep
 	d.cfg.Routes.Update(model.OwnerWorkload, model.RouteUpdate{Set: routes})
-	d.noteOutside()
+	outside := slices.Clone(d.outside)
+	for _, a := range dataplane.Outside(d.own, ep) {
+		if i, there := slices.BinarySearchFunc(outside, a, netip.Addr.Compare); !there {
+			outside = slices.Insert(outside, i, a)
+		}
+	}
+	d.setOutside(outside)
 	d.mu.Unlock()
 	return d.cfg.Routes.Wait(ctx, dataplane.Prefixes(routes)...)
 }
@@ -102,7 +112,7 @@ func (d *Dataplane) Detach(_ context.Context, ep model.Endpoint) error {
 	}
 	delete(d.endpoints, ep.Key)
 	d.cfg.Routes.Update(model.OwnerWorkload, model.RouteUpdate{Delete: dataplane.Prefixes(dataplane.WorkloadRoutes(known))})
-	d.noteOutside()
+	d.setOutside(slices.DeleteFunc(slices.Clone(d.outside), func(a netip.Addr) bool { return slices.Contains(known.Addresses, a) }))
 	return nil
 }
 
@@ -124,9 +134,8 @@ func (d *Dataplane) Check(_ context.Context, ep model.Endpoint) error {
 	return nil
 }
 
-// noteOutside is called with mu held.
-func (d *Dataplane) noteOutside() {
-	now := dataplane.Outside(d.snap, d.cfg.Node, slices.Collect(maps.Values(d.endpoints)))
+// setOutside is called with mu held.
+func (d *Dataplane) setOutside(now []netip.Addr) {
 	if !slices.Equal(now, d.outside) {
 		d.outside = now
 		d.cfg.Outside(now)

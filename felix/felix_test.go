@@ -3,8 +3,10 @@ package felix
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/causeway-net/causeway/internal/model"
@@ -86,6 +88,52 @@ func TestLifeOfAPod(t *testing.T) {
 	}
 	if len(outside) != 0 || len(routes.have[model.OwnerWorkload]) != 1 {
 		t.Errorf("after Detach: outside %v, routes %v", outside, routes.have[model.OwnerWorkload])
+	}
+}
+
+// TestOutside walks at random: what is told of addresses outside the blocks must at each
+// moment be what all pods and blocks together say.
+func TestOutside(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var told []netip.Addr
+	routes := newFakeRoutes()
+	d := New(Config{Node: "a", Routes: routes, Rules: nil, Outside: func(a []netip.Addr) { told = a }}, []model.Endpoint{endpoint("0", "10.0.0.0")})
+	pods := map[int]bool{0: true}
+	var blocks []model.Block
+	for step := range 2000 {
+		switch i := random.IntN(256); {
+		case step%10 == 0:
+			blocks = nil
+			for b := range 8 {
+				if node := []string{"a", "b", ""}[random.IntN(3)]; node != "" {
+					blocks = append(blocks, model.Block{CIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(32 * b)}), 27), Node: node})
+				}
+			}
+			d.Set(&model.Snapshot{Blocks: blocks})
+		case pods[i]:
+			delete(pods, i)
+			if err := d.Detach(t.Context(), endpoint(strconv.Itoa(i), "10.0.0."+strconv.Itoa(i))); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			pods[i] = true
+			for range 1 + random.IntN(2) { // an ADD may be repeated
+				if err := d.Attach(t.Context(), endpoint(strconv.Itoa(i), "10.0.0."+strconv.Itoa(i))); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		var want []netip.Addr
+		for i := range 256 {
+			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
+			own := slices.ContainsFunc(blocks, func(b model.Block) bool { return b.Node == "a" && b.CIDR.Contains(a) })
+			if pods[i] && !own {
+				want = append(want, a)
+			}
+		}
+		if !slices.Equal(told, want) {
+			t.Fatalf("step %d: told %v, want %v", step, told, want)
+		}
 	}
 }
 

@@ -35,14 +35,25 @@ func Prefixes(routes []model.Route) []netip.Prefix {
 	return ps
 }
 
+// OwnBlocks are the blocks that the node owns.
+func OwnBlocks(snap *model.Snapshot, node string) []netip.Prefix {
+	var own []netip.Prefix
+	for _, b := range snap.Blocks {
+		if b.Node == node {
+			own = append(own, b.CIDR)
+		}
+	}
+	return own
+}
+
 // BlockRoutes are the blackholes of the blocks that this node owns: the block is
 // advertised as a whole, so what it holds no pod for must die here and not loop back to
 // the router that sent it. A block of a single address needs none.
-func BlockRoutes(snap *model.Snapshot, node string) []model.Route {
+func BlockRoutes(own []netip.Prefix) []model.Route {
 	var routes []model.Route
-	for _, b := range snap.Blocks {
-		if b.Node == node && !b.CIDR.IsSingleIP() {
-			routes = append(routes, model.Route{Prefix: b.CIDR, Type: model.RouteBlackhole})
+	for _, p := range own {
+		if !p.IsSingleIP() {
+			routes = append(routes, model.Route{Prefix: p, Type: model.RouteBlackhole})
 		}
 	}
 	return routes
@@ -68,26 +79,18 @@ func Overhead(pools []model.Pool) int {
 	return worst
 }
 
-// Outside lists the pod addresses that none of the node's own blocks covers (borrowed or
-// asked for by name): nobody would find them by the blocks' adverts. Sorted.
-func Outside(snap *model.Snapshot, node string, endpoints []model.Endpoint) []netip.Addr {
-	var own []netip.Prefix
-	for _, b := range snap.Blocks {
-		if b.Node == node {
-			own = append(own, b.CIDR)
-		}
+// Outside lists the addresses of a pod that none of the node's own blocks covers (borrowed
+// or asked for by name): nobody would find them by the blocks' adverts. An endpoint that is
+// not wired yet has none.
+func Outside(own []netip.Prefix, ep model.Endpoint) []netip.Addr {
+	if !ep.Wired() {
+		return nil
 	}
 	var out []netip.Addr
-	for _, ep := range endpoints {
-		if !ep.Wired() {
-			continue
-		}
-		for _, a := range ep.Addresses {
-			if !slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Contains(a) }) {
-				out = append(out, a)
-			}
+	for _, a := range ep.Addresses {
+		if !slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			out = append(out, a)
 		}
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return slices.Compact(out)
+	return out
 }

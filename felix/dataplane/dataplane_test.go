@@ -34,7 +34,7 @@ func TestBlockRoutes(t *testing.T) {
 		{CIDR: prefix("10.245.0.1/32"), Node: "a"},
 		{CIDR: prefix("fd00::/122"), Node: "a"},
 	}}
-	got := Prefixes(BlockRoutes(snap, "a"))
+	got := Prefixes(BlockRoutes(OwnBlocks(snap, "a")))
 	if want := []netip.Prefix{prefix("10.244.0.0/26"), prefix("fd00::/122")}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
@@ -66,7 +66,9 @@ func TestOutside(t *testing.T) {
 		{HostInterface: "cali2", Addresses: []netip.Addr{addr("10.244.0.1"), addr("fd00::1")}},
 		{Addresses: []netip.Addr{addr("10.244.0.71")}}, // not wired
 	}
-	if got, want := Outside(snap, "a", eps), []netip.Addr{addr("10.244.0.70"), addr("fd00::1")}; !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
+	for i, want := range [][]netip.Addr{{addr("10.244.0.70")}, {addr("fd00::1")}, nil} {
+		if got := Outside(OwnBlocks(snap, "a"), eps[i]); !slices.Equal(got, want) {
+			t.Errorf("%v: got %v, want %v", eps[i].Addresses, got, want)
+		}
 	}
 }
