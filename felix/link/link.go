@@ -4,6 +4,7 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +35,9 @@ type Uplinks struct {
 	addrs []netip.Addr
 	mtu   int
 	names []string
+	named bool  // SetNodeAddrs was called
+	read  bool  // mtu and names were read for named addresses, once
+	err   error // of the last round
 }
 
 // New makes Uplinks for the network namespace that Run is called in.
@@ -47,9 +52,30 @@ func (u *Uplinks) String() string { return "felix/link" }
 // SetNodeAddrs names the addresses the node is reached at.
 func (u *Uplinks) SetNodeAddrs(addrs ...netip.Addr) {
 	u.mu.Lock()
-	u.addrs = addrs
+	u.addrs, u.named = addrs, true
 	u.mu.Unlock()
 	u.loop.Poke()
+}
+
+// Ready says why MTU is a guess, or nil: until the node's addresses were named and the
+// links that hold them were looked at, it is that of an Ethernet.
+func (u *Uplinks) Ready() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.read {
+		return nil
+	}
+	return cmp.Or(u.err, errors.New("the node's links were not read yet"))
+}
+
+// Trouble says what keeps the node's links from being as pods need them, or nil.
+func (u *Uplinks) Trouble() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.err == nil && u.read && len(u.names) == 0 {
+		return fmt.Errorf("no link has an address of this node (%v); new pods get MTU %d", u.addrs, u.mtu)
+	}
+	return u.err
 }
 
 // MTU is the smallest MTU, in bytes, of the links that carry the node's traffic.
@@ -105,13 +131,16 @@ func (u *Uplinks) Run(ctx context.Context) error {
 }
 
 func (u *Uplinks) apply(context.Context, bool) error {
+	u.mu.Lock()
+	nodeAddrs, named := u.addrs, u.named
+	u.mu.Unlock()
 	seen, err := readLinks()
 	if err != nil {
+		u.mu.Lock()
+		u.err = err
+		u.mu.Unlock()
 		return err
 	}
-	u.mu.Lock()
-	nodeAddrs := u.addrs
-	u.mu.Unlock()
 	names, mtu := uplinks(seen, nodeAddrs)
 
 	errs := []error{setSysctl(u.log, "net/ipv4/ip_forward", "1")}
@@ -130,14 +159,16 @@ func (u *Uplinks) apply(context.Context, bool) error {
 	if mtu == 0 {
 		mtu = defaultMTU
 	}
+	err = errors.Join(errs...)
 	u.mu.Lock()
 	changed := mtu != u.mtu
-	u.mtu, u.names = mtu, names
+	u.mtu, u.names, u.err = mtu, names, err
+	u.read = u.read || named
 	u.mu.Unlock()
 	if changed {
 		u.log.Info("uplink MTU", "mtu", mtu, "links", names)
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // seenLink is what uplinks needs to know of an interface.

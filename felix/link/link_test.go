@@ -58,7 +58,16 @@ func TestRun(t *testing.T) {
 	ip("addr", "add", "192.0.2.1/24", "dev", "up0")
 
 	u := New(slog.New(slog.NewTextHandler(os.Stderr, nil)), time.Minute)
+	if err := u.apply(context.Background(), true); err != nil {
+		t.Fatal(err)
+	}
+	if u.Ready() == nil {
+		t.Error("ready before anybody knows the node's addresses")
+	}
 	u.SetNodeAddrs(netip.MustParseAddr("192.0.2.1"))
+	if u.Ready() == nil {
+		t.Error("ready before the links were read")
+	}
 	// Apply and ip run on this thread, in the namespace; Run's subscriptions are covered
 	// by the topologies, where a whole agent lives in one.
 	apply := func() {
@@ -71,10 +80,18 @@ func TestRun(t *testing.T) {
 	if u.MTU() != 1450 || !slices.Equal(u.Names(), []string{"up0"}) {
 		t.Errorf("uplinks %v, MTU %d", u.Names(), u.MTU())
 	}
+	if ready, trouble := u.Ready(), u.Trouble(); ready != nil || trouble != nil {
+		t.Errorf("ready: %v, trouble: %v", ready, trouble)
+	}
 	ip("link", "set", "up0", "mtu", "1300")
 	apply()
 	if u.MTU() != 1300 {
 		t.Errorf("MTU %d after a change to 1300", u.MTU())
+	}
+	u.SetNodeAddrs(netip.MustParseAddr("192.0.2.77"))
+	apply()
+	if ready, trouble := u.Ready(), u.Trouble(); ready != nil || trouble == nil {
+		t.Errorf("an address that no link has: ready: %v, trouble: %v", ready, trouble)
 	}
 	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
 		if v := readSysctl(name); v != "1" {
