@@ -167,7 +167,7 @@ func knownEndpoints(log *slog.Logger, journaled []model.Endpoint) ([]model.Endpo
 func (a *agent) tasks() []task.Task {
 	ts := []task.Task{
 		a.source, a.routes, a.links, a.bgp, a.cni, task.Func("ipam", a.ipam.Run),
-		status.NewServer(filepath.Join(a.o.runDir, "agent.sock"), a.status),
+		status.NewServer(filepath.Join(a.o.runDir, "agent.sock"), a.status, a.ready),
 	}
 	for _, r := range a.rules {
 		ts = append(ts, r)
@@ -277,8 +277,11 @@ func (a *agent) ready() error {
 	if err := a.ipam.Ready(); errors.Is(err, ipam.ErrNotReady) {
 		return err
 	}
-	if !a.routes.Status().Ready {
+	if !a.routes.Ready() {
 		return errors.New("the kernel's routes were not read yet")
+	}
+	if err := a.links.Ready(); err != nil {
+		return err // the MTU of a pod is for life
 	}
 	if started {
 		return nil
@@ -300,6 +303,9 @@ func (a *agent) warnings() []string {
 	var out []string
 	if err := a.ipam.Ready(); err != nil && !errors.Is(err, ipam.ErrNotReady) {
 		out = append(out, "new pods get no address: "+err.Error())
+	}
+	if err := a.links.Trouble(); err != nil {
+		out = append(out, err.Error())
 	}
 	for _, r := range a.rules {
 		if err := r.Status().Err; err != nil {

@@ -20,10 +20,14 @@ import (
 type Server struct {
 	socket string
 	read   func() Status
+	ready  func() error
 }
 
-// NewServer makes a Server whose every answer calls read.
-func NewServer(socket string, read func() Status) *Server { return &Server{socket, read} }
+// NewServer makes a Server. /status and /metrics call read, which may take a second, and
+// /healthz calls ready, which must be quick: who probes has little patience.
+func NewServer(socket string, read func() Status, ready func() error) *Server {
+	return &Server{socket, read, ready}
+}
 
 func (s *Server) String() string { return "status" }
 
@@ -59,8 +63,8 @@ func (s *Server) handler() http.Handler {
 		json.NewEncoder(w).Encode(s.read()) // the other end is gone if this fails
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if st := s.read(); !st.Ready {
-			http.Error(w, st.NotReady, http.StatusServiceUnavailable)
+		if err := s.ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")

@@ -2,6 +2,7 @@ package status
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http/httptest"
 	"net/netip"
@@ -22,7 +23,8 @@ func TestServe(t *testing.T) {
 		Peers:     []Peer{{Address: netip.MustParseAddr("192.0.2.1"), ASN: 4200000000, State: "Established", HeldBack: &HeldBack{Reason: "r"}}},
 	}
 	socket := filepath.Join(t.TempDir(), "agent.sock")
-	s := NewServer(socket, func() Status { return want })
+	var why error
+	s := NewServer(socket, func() Status { return want }, func() error { return why })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- s.Run(ctx) }()
@@ -65,7 +67,10 @@ func TestServe(t *testing.T) {
 			t.Errorf("metrics lack %s", line)
 		}
 	}
-	want.Ready, want.NotReady = false, "no snapshot yet"
+	if code, body := get("/healthz"); code != 200 {
+		t.Errorf("healthz: %d %s", code, body)
+	}
+	why = errors.New("no snapshot yet")
 	if code, body := get("/healthz"); code != 503 || !strings.Contains(body, "no snapshot yet") {
 		t.Errorf("healthz: %d %s", code, body)
 	}
