@@ -61,7 +61,12 @@ func openJournal(cfg Config, log *slog.Logger, s *state, mirror func() (*batch, 
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
 		return nil, err
 	}
-	if j.lock, err = os.OpenFile(filepath.Join(j.dir, journalLock), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600); err != nil {
+	lockFile := filepath.Join(j.dir, journalLock)
+	j.lock, err = os.OpenFile(lockFile, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	if errors.Is(err, syscall.EROFS) { // a file system with an error on it: there may be a journal to read
+		j.lock, err = os.OpenFile(lockFile, os.O_RDONLY|syscall.O_CLOEXEC, 0)
+	}
+	if err != nil {
 		return nil, err
 	}
 	lock := j.lock
@@ -73,7 +78,7 @@ func openJournal(cfg Config, log *slog.Logger, s *state, mirror func() (*batch, 
 	if err := syscall.Flock(int(j.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("%s is locked: another agent runs with this folder: %w", j.lock.Name(), err)
 	}
-	if err := os.Remove(filepath.Join(j.dir, journalNew)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(filepath.Join(j.dir, journalNew)); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EROFS) {
 		return nil, err
 	}
 	path := filepath.Join(j.dir, journalFile)
@@ -114,10 +119,14 @@ func openJournal(cfg Config, log *slog.Logger, s *state, mirror func() (*batch, 
 	for _, r := range s.records(cfg.Node) {
 		frames = appendFrame(frames, r)
 	}
-	if err := j.replace(frames); err != nil {
-		return nil, err
-	}
 	s.node = cfg.Node
+	if err := j.replace(frames); err != nil {
+		// Everything is known and nothing can be promised. The node's pods and routes live
+		// on with that; Run tries again, which batch 1 as a failed one makes it do.
+		log.Error("journal cannot be written; no pod starts or ends until it can", "dir", j.dir, "error", err)
+		j.broken = fmt.Errorf("journal %s: %w", j.dir, err)
+		j.open = &batch{n: 2}
+	}
 	return j, nil
 }
 
@@ -249,6 +258,7 @@ func (j *journal) replace(frames []byte) error {
 	}
 	if err != nil {
 		f.Close()
+		_ = os.Remove(tmp) // it may be what fills the disk
 		return err
 	}
 	j.mu.Lock()
@@ -293,7 +303,11 @@ func (j *journal) close() error {
 	}
 	j.closed = true
 	j.cond.Broadcast()
-	return errors.Join(j.file.Close(), j.lock.Close())
+	err := j.lock.Close()
+	if j.file != nil {
+		err = errors.Join(j.file.Close(), err)
+	}
+	return err
 }
 
 func syncDir(dir string) error {

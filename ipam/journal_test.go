@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -186,6 +187,62 @@ func TestJournalDiskFails(t *testing.T) {
 	defer a.Close()
 	if n := len(a.Endpoints()); n != 2 {
 		t.Errorf("%d endpoints, want 2", n)
+	}
+}
+
+// TestJournalDiskFullAtStart: an agent that starts on a full disk knows its pods all the same,
+// so that their routes stay, and works again when there is room, without being asked.
+func TestJournalDiskFullAtStart(t *testing.T) {
+	var log bytes.Buffer
+	cfg := testConfig(t, &log)
+	full := true
+	cfg.SyncFile = func(*os.File) error {
+		if full {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	data := append(frames(head, record{Kind: recWhole}, setRecord("a", "10.0.0.1")), 1, 2, 3) // and a torn end
+	path := filepath.Join(cfg.JournalDir, "journal")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(a.Endpoints()); n != 1 {
+		t.Errorf("%d endpoints, want 1", n)
+	}
+	if err := a.Ready(); !errors.Is(err, ErrNotReady) || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("ready: %v", err)
+	}
+	if _, err := a.Release(t.Context(), "a", ""); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("release on a full disk: %v", err)
+	}
+	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, data) {
+		t.Errorf("the journal was touched: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(cfg.JournalDir, journalNew)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what could not be written is left behind: %v", err)
+	}
+	if err := a.journal.commit(a.journal.last(), false); err == nil { // as Run does
+		t.Error("a write on a full disk succeeded")
+	}
+	full = false
+	if err := a.journal.commit(a.journal.last(), false); err != nil {
+		t.Errorf("after there was room: %v", err)
+	}
+	if err := a.journal.health(); err != nil {
+		t.Errorf("after there was room: %v", err)
+	}
+	a.Close()
+	if a, err = New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if n := len(a.Endpoints()); n != 0 {
+		t.Errorf("%d endpoints, want none", n)
 	}
 }
 
