@@ -8,12 +8,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/causeway-net/causeway/bgp/child"
+	"github.com/causeway-net/causeway/felix/iptables"
 	"github.com/causeway-net/causeway/internal/task"
 )
 
@@ -32,7 +34,13 @@ type options struct {
 }
 
 func agentCommand() *cobra.Command {
-	var o options
+	_, cmd := newAgentCommand()
+	return cmd
+}
+
+// newAgentCommand makes the command, and the options that its flags set.
+func newAgentCommand() (*options, *cobra.Command) {
+	o := new(options)
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run the node's agent: addresses, CNI, routes, rules and BGP",
@@ -43,7 +51,7 @@ func agentCommand() *cobra.Command {
 			if err := fromEnvironment(cmd.Flags(), os.Environ()); err != nil {
 				return err
 			}
-			return runAgent(cmd.Context(), o)
+			return runAgent(cmd.Context(), *o)
 		},
 	}
 	hostname, _ := os.Hostname() // without one --node-name is required, and asked for below
@@ -60,7 +68,7 @@ func agentCommand() *cobra.Command {
 	f.BoolVar(&o.allowWrites, "gobgp-allow-writes", false, "let the gobgp CLI change the speaker; the agent puts back what it owns")
 	f.StringVar(&o.gobgpTCP, "gobgp-tcp", "", "serve the gobgp API on this loopback address too, as 127.0.0.1:50051")
 	f.IntVar(&o.speakerUID, "speaker-uid", 65532, "user and group the BGP speaker runs as")
-	return cmd
+	return o, cmd
 }
 
 // folder reads --datastore.
@@ -80,13 +88,39 @@ func (o options) folder() (dir string, shared bool, err error) {
 	return u.Path, shared, nil
 }
 
+// check refuses what would only fail later, and again and again.
+func (o options) check() error {
+	switch {
+	case o.nodeName == "":
+		return errors.New("--node-name: name this node as the datastore does")
+	case !filepath.IsAbs(o.runDir):
+		return fmt.Errorf("--run-dir %q: want an absolute path", o.runDir)
+	case !filepath.IsAbs(o.stateDir):
+		return fmt.Errorf("--state-dir %q: want an absolute path", o.stateDir)
+	case o.secretNamespace == "":
+		return errors.New("--secret-namespace: name a namespace")
+	case o.resync < 0 || o.resync > 0 && o.resync < time.Second:
+		return fmt.Errorf("--resync %s: want 1s or more, or 0 for the default", o.resync)
+	case !slices.Contains([]string{"auto", string(iptables.Legacy), string(iptables.NFT)}, o.iptablesBackend):
+		return fmt.Errorf("--iptables-backend %q: use auto, legacy or nft", o.iptablesBackend)
+	case o.speakerUID < 1:
+		return fmt.Errorf("--speaker-uid %d: want 1 or more; the speaker never runs as root", o.speakerUID)
+	}
+	if o.gobgpTCP != "" {
+		if err := child.CheckTCPAddr(o.gobgpTCP); err != nil {
+			return fmt.Errorf("--gobgp-tcp: %w", err)
+		}
+	}
+	return nil
+}
+
 func runAgent(ctx context.Context, o options) error {
 	log, err := logger(o.logLevel)
 	if err != nil {
 		return err
 	}
-	if o.nodeName == "" {
-		return errors.New("--node-name: name this node as the datastore does")
+	if err := o.check(); err != nil {
+		return err
 	}
 	log = log.With("node", o.nodeName)
 	for _, dir := range []string{o.runDir, o.stateDir} {

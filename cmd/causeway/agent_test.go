@@ -55,3 +55,39 @@ func TestFromEnvironment(t *testing.T) {
 		}
 	}
 }
+
+// TestCheck: a setting that cannot work ends the agent at its start and says what would.
+func TestCheck(t *testing.T) {
+	for args, want := range map[string]string{
+		"":                            "",
+		"--node-name=":                "--node-name",
+		"--run-dir=run":               "absolute path",
+		"--state-dir=":                "absolute path",
+		"--secret-namespace=":         "--secret-namespace",
+		"--resync=-1s":                "1s or more",
+		"--resync=1ms":                "1s or more",
+		"--resync=5s":                 "",
+		"--iptables-backend=nftables": "auto, legacy or nft",
+		"--iptables-backend=":         "auto, legacy or nft",
+		"--iptables-backend=nft":      "",
+		"--speaker-uid=0":             "1 or more",
+		"--speaker-uid=-7":            "1 or more",
+		"--gobgp-tcp=0.0.0.0:50051":   "loopback",
+		"--gobgp-tcp=127.0.0.1:50051": "",
+		"--gobgp-tcp=localhost:50051": "loopback",
+		"--gobgp-tcp=[::1]:50051":     "",
+		"--log-level=debug":           "",
+		"--gobgp-allow-writes":        "",
+	} {
+		o, cmd := newAgentCommand()
+		if err := cmd.Flags().Parse(append([]string{"--node-name=n1"}, strings.Fields(args)...)); err != nil {
+			t.Fatal(err)
+		}
+		switch err := o.check(); {
+		case (err == nil) != (want == ""):
+			t.Errorf("%q: %v", args, err)
+		case err != nil && !strings.Contains(err.Error(), want):
+			t.Errorf("%q: the error does not say what would be right: %v", args, err)
+		}
+	}
+}
