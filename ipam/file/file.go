@@ -40,11 +40,13 @@ type Config struct {
 
 // Store keeps blocks as files. It implements ipam.Store.
 type Store struct {
-	blocks string // DIR/ipam/blocks
-	log    *slog.Logger
+	blocks   string // DIR/ipam/blocks
+	lockPath string // DIR/ipam/lock
+	log      *slog.Logger
 
-	mu   sync.Mutex // of this process; the flock is for the others
-	lock *os.File
+	mu     sync.Mutex // of this process; the flock is for the others
+	lock   *os.File   // nil: not open
+	closed bool
 }
 
 // New makes the folders and removes what a crash left.
@@ -53,25 +55,30 @@ func New(cfg Config) (*Store, error) {
 		return nil, errors.New("ipam/file: Config.Dir and Config.Log are required")
 	}
 	dir := filepath.Join(cfg.Dir, "ipam")
-	s := &Store{blocks: filepath.Join(dir, "blocks"), log: cfg.Log.With("component", "ipam/file")}
+	s := &Store{blocks: filepath.Join(dir, "blocks"), lockPath: filepath.Join(dir, "lock"), log: cfg.Log.With("component", "ipam/file")}
 	if err := os.MkdirAll(s.blocks, 0o755); err != nil {
-		return nil, fmt.Errorf("ipam/file: %w", err)
-	}
-	var err error
-	if s.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o644); err != nil {
 		return nil, fmt.Errorf("ipam/file: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := s.locked(ctx, s.clean); err != nil {
-		s.lock.Close()
-		return nil, fmt.Errorf("ipam/file: %w", err)
+		return nil, errors.Join(fmt.Errorf("ipam/file: %w", err), s.Close())
 	}
 	return s, nil
 }
 
-// Close gives up the lock file.
-func (s *Store) Close() error { return s.lock.Close() }
+// Close gives up the lock file. Calls after it fail.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	if s.lock == nil {
+		return nil
+	}
+	err := s.lock.Close()
+	s.lock = nil
+	return err
+}
 
 // clean removes temporary files. Whoever has the lock knows that nobody writes them.
 func (s *Store) clean() error {
@@ -89,8 +96,33 @@ func (s *Store) clean() error {
 	return nil
 }
 
-// locked calls f with the exclusive lock. It polls, because a blocking flock(2) cannot be
-// given up when ctx ends.
+// open opens the lock file, anew where another one has taken its place: the folder was
+// mounted, unmounted or replaced, and the lock of the old one would keep nobody else away.
+func (s *Store) open() error {
+	if s.closed {
+		return os.ErrClosed
+	}
+	if s.lock != nil {
+		there, err := os.Stat(s.lockPath)
+		if err == nil {
+			var ours fs.FileInfo
+			if ours, err = s.lock.Stat(); err == nil && os.SameFile(there, ours) {
+				return nil
+			}
+		}
+		s.lock.Close()
+		s.lock = nil
+	}
+	lock, err := os.OpenFile(s.lockPath, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o644)
+	if err != nil {
+		return err
+	}
+	s.lock = lock
+	return nil
+}
+
+// locked calls f with the exclusive lock of the folder as it now is. It polls, because a
+// blocking flock(2) cannot be given up when ctx ends.
 func (s *Store) locked(ctx context.Context, f func() error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,9 +130,19 @@ func (s *Store) locked(ctx context.Context, f func() error) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		err := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err := s.open(); err != nil {
+			return err
+		}
+		held := s.lock
+		err := syscall.Flock(int(held.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
-			break
+			if err := s.open(); err != nil {
+				return err
+			}
+			if s.lock == held {
+				break
+			}
+			continue // it was replaced while we waited
 		}
 		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
 			return fmt.Errorf("lock %s: %w", s.lock.Name(), err)

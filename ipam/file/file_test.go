@@ -278,3 +278,39 @@ func BenchmarkUpdate(b *testing.B) {
 		}
 	}
 }
+
+// TestFolderReplaced: a folder that is mounted over the one that was there has a lock of its
+// own, and that is the one that keeps others away.
+func TestFolderReplaced(t *testing.T) {
+	dir := t.TempDir()
+	early := open(t, dir)
+	if err := os.Rename(filepath.Join(dir, "ipam"), filepath.Join(dir, "under")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := early.List(ctx); err == nil {
+		t.Error("a folder that is away was read")
+	}
+	other := open(t, dir)
+	if err := other.locked(ctx, func() error {
+		soon, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		defer cancel()
+		if err := early.Create(soon, block("10.0.0.0/26")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a change while another process holds the folder's lock: %v", err)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := early.Create(ctx, block("10.0.0.0/26")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Get(ctx, netip.MustParsePrefix("10.0.0.0/26")); err != nil {
+		t.Errorf("the block did not come to the folder that is there now: %v", err)
+	}
+	if err := early.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := early.List(ctx); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
