@@ -65,7 +65,7 @@ func newAgent(o options, log *slog.Logger) (*agent, error) {
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("--datastore %s: %w; make the folder or mount it first", o.datastore, err)
 	}
-	store, err := ipamfile.New(ipamfile.Config{Dir: dir, Log: log})
+	store, err := ipamfile.New(ipamfile.Config{Dir: dir, Log: log, Shared: shared})
 	if err != nil {
 		return nil, err
 	}

@@ -36,10 +36,14 @@ const (
 type Config struct {
 	Dir string       // required: the datastore's folder; ipam/blocks is made in it
 	Log *slog.Logger // required
+	// Shared says that several nodes see the folder. One without a manifest is then taken
+	// for a mount point that nothing is mounted on: what is claimed there nobody else sees.
+	Shared bool
 }
 
 // Store keeps blocks as files. It implements ipam.Store.
 type Store struct {
+	dir      string // DIR, when it must hold a manifest; else empty
 	blocks   string // DIR/ipam/blocks
 	lockPath string // DIR/ipam/lock
 	log      *slog.Logger
@@ -56,6 +60,9 @@ func New(cfg Config) (*Store, error) {
 	}
 	dir := filepath.Join(cfg.Dir, "ipam")
 	s := &Store{blocks: filepath.Join(dir, "blocks"), lockPath: filepath.Join(dir, "lock"), log: cfg.Log.With("component", "ipam/file")}
+	if cfg.Shared {
+		s.dir = cfg.Dir
+	}
 	if err := os.MkdirAll(s.blocks, 0o755); err != nil {
 		return nil, fmt.Errorf("ipam/file: %w", err)
 	}
@@ -159,6 +166,23 @@ func (s *Store) locked(ctx context.Context, f func() error) error {
 	return f()
 }
 
+// mounted returns an error when the folder is one of Config.Shared and holds no manifest.
+func (s *Store) mounted() error {
+	if s.dir == "" {
+		return nil
+	}
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); (ext == ".yaml" || ext == ".yml") && !strings.HasPrefix(e.Name(), ".") {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s holds no manifest: is it not mounted? nothing is claimed there", s.dir)
+}
+
 func (s *Store) path(cidr netip.Prefix) string {
 	return filepath.Join(s.blocks, v3.BlockName(cidr)+blockExt)
 }
@@ -189,6 +213,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Create claims a block: ipam.Store.
 func (s *Store) Create(ctx context.Context, b *ipam.Block) error {
 	return s.locked(ctx, func() error {
+		if err := s.mounted(); err != nil {
+			return err
+		}
 		entries, err := os.ReadDir(s.blocks)
 		if err != nil {
 			return err
@@ -311,6 +338,9 @@ func (s *Store) read(cidr netip.Prefix) (*ipam.Block, error) {
 func (s *Store) List(ctx context.Context) ([]*ipam.Block, error) {
 	var out []*ipam.Block
 	err := s.locked(ctx, func() error {
+		if err := s.mounted(); err != nil {
+			return err
+		}
 		entries, err := os.ReadDir(s.blocks)
 		if err != nil {
 			return err

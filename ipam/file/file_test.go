@@ -314,3 +314,28 @@ func TestFolderReplaced(t *testing.T) {
 		t.Errorf("after Close: %v", err)
 	}
 }
+
+// TestNotMounted: several nodes that all see an empty mount point each have one of their own.
+func TestNotMounted(t *testing.T) {
+	dir := t.TempDir()
+	s, err := New(Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Shared: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Create(ctx, block("10.0.0.0/26")); err == nil || !strings.Contains(err.Error(), "mounted") {
+		t.Errorf("Create: %v", err)
+	}
+	if _, err := s.List(ctx); err == nil {
+		t.Error("no blocks are known and it is said that there are none")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "pools.yaml"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Create(ctx, block("10.0.0.0/26")); err != nil {
+		t.Error(err)
+	}
+	if list, err := s.List(ctx); err != nil || len(list) != 1 {
+		t.Errorf("List: %v %v", list, err)
+	}
+}
