@@ -113,8 +113,6 @@ type table struct {
 	dirty map[owner]bool
 	// now is what the kernel holds; nil when it is not known and must be read.
 	now *actual
-	// fresh says that now was read in this round.
-	fresh bool
 	// canon[digest] is how the kernel prints the rule with that digest.
 	canon map[string]string
 	rules int       // how many rules are wanted
