@@ -116,13 +116,6 @@ func TestRights(t *testing.T) {
 	}
 }
 
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
-}
-
 // listeners lists the listening TCP sockets of this namespace.
 func listeners(t *testing.T) []string {
 	t.Helper()

@@ -174,11 +174,10 @@ func (l *lab) kill() {
 
 // recorder plays the kernel's table.
 type recorder struct {
-	mu       sync.Mutex
-	table    map[netip.Prefix][]netip.Addr
-	synced   int
-	replace_ int
-	deleted  []netip.Prefix // ever, by Routes or Replace
+	mu      sync.Mutex
+	table   map[netip.Prefix][]netip.Addr
+	synced  int
+	deleted []netip.Prefix // ever, by Routes or Replace
 }
 
 func (r *recorder) update(u model.RouteUpdate) {

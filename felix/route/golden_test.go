@@ -328,9 +328,8 @@ func walk(t *testing.T, seed uint64, steps int) {
 	}
 	g := &golden{cands: map[netip.Prefix]map[model.Owner]model.Route{}, kern: k}
 	var story []string
-	foreignBefore := map[string]bool{}
 	for step := range steps {
-		foreignBefore = map[string]bool{}
+		foreignBefore := map[string]bool{}
 		for range 1 + u.r.IntN(4) {
 			switch p, o := u.prefix(), walkOwners[u.r.IntN(len(walkOwners))]; u.r.IntN(5) {
 			case 0, 1:
