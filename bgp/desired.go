@@ -19,21 +19,21 @@ type Input struct {
 }
 
 // Desired returns the speaker that this node should run, and what in the datastore keeps it
-// from more. It returns a nil Speaker when there can be none: the node is unknown or has no
-// address. It is deterministic.
+// from more. It returns a nil Speaker when none can be worked out: the node is unknown or has
+// no address. It is deterministic.
 func Desired(in Input) (*Speaker, []model.Problem) {
 	b := builder{Input: in, self: in.Snapshot.Node(in.Node), sessions: map[netip.Addr]Peer{}}
 	if b.self == nil {
 		return nil, []model.Problem{{
 			Object:  model.Object{Kind: "Node", Name: in.Node},
-			Message: "BGP does not run: there is no such Node in the datastore; its metadata.name must be this node's name",
+			Message: "BGP cannot be configured, and goes on as it was if it ran: there is no such Node in the datastore; its metadata.name must be this node's name",
 		}}
 	}
 	if !b.self.IPv4.IsValid() && !b.self.IPv6.IsValid() {
 		return nil, []model.Problem{{
 			Object:  model.Object{Kind: "Node", Name: in.Node},
 			Field:   ".status.addresses",
-			Message: "BGP does not run: the node has no address; an InternalIP or the annotation projectcalico.org/IPv4Address is needed",
+			Message: "BGP cannot be configured, and goes on as it was if it ran: the node has no address; an InternalIP or the annotation projectcalico.org/IPv4Address is needed",
 		}}
 	}
 	s := &Speaker{

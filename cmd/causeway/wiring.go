@@ -227,11 +227,15 @@ func (a *agent) advertise() {
 			a.log.Warn("BGP configuration", "problem", p.String())
 		}
 	}
-	a.bgpProblems, a.adverts = problems, nil
-	if speaker != nil {
-		for _, ad := range speaker.Adverts {
-			a.adverts = append(a.adverts, ad.Prefix)
-		}
+	a.bgpProblems = problems
+	if speaker == nil {
+		// A datastore that has lost the Node proves nothing about the pods that run here:
+		// the speaker goes on as it was (I3, I4). Before the first there is none.
+		return
+	}
+	a.adverts = nil
+	for _, ad := range speaker.Adverts {
+		a.adverts = append(a.adverts, ad.Prefix)
 	}
 	a.bgp.Set(speaker)
 }
