@@ -98,15 +98,32 @@ func (b *builder) problem(o Sourced, ignored bool, field, format string, args ..
 // pools puts the pools in force: of those that overlap, the one created first; of those
 // created together, the first by name.
 func (b *builder) pools() {
-	slices.SortFunc(b.poolObjects, func(x, y Sourced) int {
-		return cmp.Or(x.created.Compare(y.created), cmp.Compare(x.Key.Name, y.Key.Name))
+	slices.SortFunc(b.poolObjects, func(x, y Sourced) int { return cmp.Compare(x.Key.Name, y.Key.Name) })
+	cidr := func(o Sourced) netip.Prefix { return o.value.(model.Pool).CIDR }
+	// Files do not tell which of two pools was there first. The one that holds more blocks
+	// is in use, and of two that hold the same the wider one leaves none without a pool.
+	blocks := map[string]int{}
+	for _, o := range b.poolObjects {
+		if slices.ContainsFunc(b.poolObjects, func(x Sourced) bool { return x.Key != o.Key && cidr(x).Overlaps(cidr(o)) }) {
+			for _, x := range b.blockObjects {
+				if c := x.value.(block).CIDR; c.Bits() >= cidr(o).Bits() && cidr(o).Contains(c.Addr()) {
+					blocks[o.Key.Name]++
+				}
+			}
+		}
+	}
+	slices.SortStableFunc(b.poolObjects, func(x, y Sourced) int {
+		if c := cmp.Or(x.created.Compare(y.created), cmp.Compare(blocks[y.Key.Name], blocks[x.Key.Name])); c != 0 || blocks[x.Key.Name] == 0 {
+			return c
+		}
+		return cmp.Compare(cidr(x).Bits(), cidr(y).Bits())
 	})
 	for _, o := range b.poolObjects {
 		p := o.value.(model.Pool)
 		i := slices.IndexFunc(b.s.Pools, func(q model.Pool) bool { return q.CIDR.Overlaps(p.CIDR) })
 		if i >= 0 {
 			q := &b.s.Pools[i]
-			b.problem(o, false, ".spec.cidr", "is %q, which overlaps %q of IPPool %s, created earlier or first by name; pools must not overlap", p.CIDR, q.CIDR, q.Name)
+			b.problem(o, false, ".spec.cidr", "is %q, which overlaps %q of IPPool %s, which was created earlier, holds more blocks or comes first by name; pools must not overlap", p.CIDR, q.CIDR, q.Name)
 			continue
 		}
 		b.s.Pools = append(b.s.Pools, p)

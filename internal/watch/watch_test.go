@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -147,6 +148,13 @@ func TestOverlappingPools(t *testing.T) {
 	s = build(pool("a", "10.0.0.0/24"), pool("b", "10.0.0.0/16"), pool("c", "10.0.1.0/24"))
 	if len(s.Pools) != 2 || s.Pools[1].Name != "c" {
 		t.Errorf("pools in force: %+v", s.Pools)
+	}
+	// A pool in use stays in force, whatever the name of one that is added beside it.
+	for _, second := range []string{"10.0.0.0/17", "10.0.0.0/8", "10.0.0.0/16"} {
+		s = build(pool("a", second), pool("in-use", "10.0.0.0/16"), blockObject("10.0.0.0/26", "host:n1"), blockObject("10.0.200.0/26", "host:n1"))
+		if in := slices.ContainsFunc(s.Pools, func(p model.Pool) bool { return p.CIDR == prefix("10.0.0.0/16") || p.CIDR == prefix("10.0.0.0/8") }); len(s.Pools) != 1 || !in {
+			t.Errorf("beside %s: pools in force: %+v", second, s.Pools)
+		}
 	}
 }
 
