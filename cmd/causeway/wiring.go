@@ -124,7 +124,7 @@ func newAgent(o options, log *slog.Logger) (*agent, error) {
 
 	a.cni, err = server.New(server.Config{
 		Socket: filepath.Join(o.runDir, "cni.sock"), Log: log, IPAM: a.ipam, Dataplane: a.felix, Ready: a.ready,
-		MTU: a.podMTU,
+		MTU: a.podMTU, Resync: o.resync,
 	})
 	if err != nil {
 		return nil, err

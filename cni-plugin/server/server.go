@@ -77,6 +77,9 @@ type Config struct {
 	// Timeout bounds the work on one request, waiting included. Default
 	// wire.RequestTimeout, and not longer: the plugin would have given up.
 	Timeout time.Duration
+	// Resync is how often the host's ends of the pods' links are looked at, to mend what
+	// others changed. Default 90 s.
+	Resync time.Duration
 	// Drain is how long requests may go on when Run is to end. Default 5 s.
 	Drain time.Duration
 }
@@ -133,6 +136,12 @@ func New(c Config) (*Server, error) {
 	if c.Timeout < 0 || c.Timeout > wire.RequestTimeout {
 		return nil, fmt.Errorf("cni server: Config.Timeout %v: want at most %v", c.Timeout, wire.RequestTimeout)
 	}
+	if c.Resync == 0 {
+		c.Resync = 90 * time.Second
+	}
+	if c.Resync < 0 {
+		return nil, fmt.Errorf("cni server: Config.Resync %v: want a positive time, or 0 for the default", c.Resync)
+	}
 	if c.Drain == 0 {
 		c.Drain = 5 * time.Second
 	}
@@ -160,6 +169,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stop()
 	var tasks, requests sync.WaitGroup
 	tasks.Go(func() { s.keepReadyFile(ctx) })
+	tasks.Go(func() { s.keepLinks(ctx) })
 	unlisten := context.AfterFunc(ctx, func() { l.Close() })
 	defer unlisten()
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
@@ -306,6 +307,21 @@ func TestCheck(t *testing.T) {
 	if resp, err := r.raw(r.request("CHECK", "c1"), ns); err != nil || resp.Error == nil || resp.Error.Code != wire.CodeInvalidConfig {
 		t.Errorf("CHECK without prevResult: %+v, %v", resp.Error, err)
 	}
+	r.clean()
+}
+
+// TestKeepLinks: what others change of a host's end is put right without a request.
+func TestKeepLinks(t *testing.T) {
+	r := newRig(t)
+	r.config.Resync = 20 * time.Millisecond
+	r.start()
+	l, rt := r.list("1.1.0", ""), runtime("c1", sandbox.Pod(t))
+	r.add(l, rt)
+	host := hostNameOf(rt)
+	sandbox.Run(t, "sysctl", "-qw", "net.ipv4.conf."+host+".rp_filter=2", "net.ipv6.conf."+host+".disable_ipv6=1")
+	sandbox.Run(t, "ip", "link", "set", host, "mtu", "1300")
+	eventually(t, "the link is mended", func() bool { return r.check(l, rt) == nil })
+	r.del(l, rt)
 	r.clean()
 }
 
