@@ -318,7 +318,7 @@ func TestKeepLinks(t *testing.T) {
 	l, rt := r.list("1.1.0", ""), runtime("c1", sandbox.Pod(t))
 	r.add(l, rt)
 	host := hostNameOf(rt)
-	sandbox.Run(t, "sysctl", "-qw", "net.ipv4.conf."+host+".rp_filter=2", "net.ipv6.conf."+host+".disable_ipv6=1")
+	sandbox.Run(t, "sysctl", "-qw", "net.ipv4.conf."+host+".rp_filter=2", "net.ipv6.conf."+host+".accept_ra=1")
 	sandbox.Run(t, "ip", "link", "set", host, "mtu", "1300")
 	eventually(t, "the link is mended", func() bool { return r.check(l, rt) == nil })
 	r.del(l, rt)
