@@ -118,7 +118,7 @@ func newAgent(o options, log *slog.Logger) (*agent, error) {
 		},
 		Routes:     func(u model.RouteUpdate) { a.routes.Update(model.OwnerBGP, u) },
 		Replace:    func(rs []model.Route) { a.routes.Replace(model.OwnerBGP, rs) },
-		Synced:     func() { a.routes.InSync(model.OwnerBGP) },
+		Synced:     a.bgpSynced,
 		Restarting: restarting,
 	})
 
@@ -211,6 +211,20 @@ func (a *agent) setOutside(addrs []netip.Addr) {
 	a.outside = addrs
 	a.mu.Unlock()
 	a.advertise()
+}
+
+// bgpSynced hears that every known peer has told its routes. Where the configuration is
+// unknown some peers are, and what they told an earlier agent proves nothing stale (I4):
+// it stays in the kernel for the life of this one.
+func (a *agent) bgpSynced() {
+	a.mu.Lock()
+	unknown := a.snap.BGP.Unknown
+	a.mu.Unlock()
+	if unknown {
+		a.log.Warn("BGPConfiguration default was never valid: learned routes of an earlier agent stay until the next start")
+		return
+	}
+	a.routes.InSync(model.OwnerBGP)
 }
 
 // advertise tells BGP what this node should say and to whom. Callers come from several

@@ -152,6 +152,10 @@ type IPAMConfig struct {
 
 // BGPConfig is the BGPConfiguration "default" merged with "node.<name>" for this node.
 type BGPConfig struct {
+	// Unknown: the configuration is there and no version of it was ever valid. What follows
+	// are defaults without the mesh, and peers that are not known now may have told routes
+	// that the kernel still holds.
+	Unknown         bool
 	ASN             uint32 // never 0: defaulted to 64512
 	Mesh            bool   // nodeToNodeMeshEnabled, default true
 	MeshPassword    string // secret; never logged

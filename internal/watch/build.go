@@ -226,8 +226,8 @@ func (b *builder) bgp() {
 			cfg.MeshPassword = password
 		}
 	} else if i := slices.IndexFunc(b.s.Problems, func(p model.Problem) bool { return p.Object == key && !p.Ignored }); i >= 0 {
-		// What the broken object wants is unknown: it may be a password, or no mesh.
-		cfg.Mesh = false
+		// What the broken object wants is unknown: it may be a password, no mesh, another AS.
+		cfg.Mesh, cfg.Unknown = false, true
 		b.s.Problems = append(b.s.Problems, model.Problem{
 			Object: key, Source: b.s.Problems[i].Source, Field: ".spec.nodeToNodeMeshEnabled",
 			Message: "the node mesh stays down until a version of this object is valid",

@@ -270,6 +270,7 @@ func TestBGPConfiguration(t *testing.T) {
 		return c
 	}
 	meshDown := with(func(c *model.BGPConfig) { c.Mesh = false })
+	unknown := with(func(c *model.BGPConfig) { c.Mesh, c.Unknown = false, true })
 	communities := func(s spec) {
 		s.Communities = []v3.Community{{Name: "blue", Value: "64512:1"}, {Name: "large", Value: "4200000000:2:3"}}
 		s.PrefixAdvertisements = []v3.PrefixAdvertisement{
@@ -329,15 +330,15 @@ func TestBGPConfiguration(t *testing.T) {
 			"ignored .spec.serviceExternalIPs", "ignored .spec.serviceLoadBalancerAggregation", "ignored .spec.serviceLoadBalancerIPs",
 		}},
 		// A default that never was valid may have wanted a password, or no mesh.
-		{"broken default", []metav1.Object{config("default", func(s spec) { s.ListenPort = ptr(0) })}, meshDown,
+		{"broken default", []metav1.Object{config("default", func(s spec) { s.ListenPort = ptr(0) })}, unknown,
 			[]string{"bad .spec.listenPort is 0; must be 1 to 65535", "bad .spec.nodeToNodeMeshEnabled the node mesh stays down"}},
-		{"ASN 0", []metav1.Object{config("default", func(s spec) { s.ASNumber = ptr(uint32(0)) })}, meshDown, []string{"bad .spec.asNumber", "bad"}},
-		{"priority", []metav1.Object{config("default", func(s spec) { s.IPv6NormalRoutePriority = ptr(2147483647) })}, meshDown, []string{"bad .spec.ipv6NormalRoutePriority", "bad"}},
-		{"severity", []metav1.Object{config("default", func(s spec) { s.LogSeverityScreen = "Loud" })}, meshDown, []string{"bad .spec.logSeverityScreen", "bad"}},
-		{"bind mode", []metav1.Object{config("default", func(s spec) { s.BindMode = ptr(v3.BindMode("All")) })}, meshDown, []string{"bad .spec.bindMode", "bad"}},
-		{"service range", []metav1.Object{config("default", func(s spec) { s.ServiceClusterIPs = []v3.ServiceClusterIPBlock{{CIDR: "10.96.0.1/12"}} })}, meshDown,
+		{"ASN 0", []metav1.Object{config("default", func(s spec) { s.ASNumber = ptr(uint32(0)) })}, unknown, []string{"bad .spec.asNumber", "bad"}},
+		{"priority", []metav1.Object{config("default", func(s spec) { s.IPv6NormalRoutePriority = ptr(2147483647) })}, unknown, []string{"bad .spec.ipv6NormalRoutePriority", "bad"}},
+		{"severity", []metav1.Object{config("default", func(s spec) { s.LogSeverityScreen = "Loud" })}, unknown, []string{"bad .spec.logSeverityScreen", "bad"}},
+		{"bind mode", []metav1.Object{config("default", func(s spec) { s.BindMode = ptr(v3.BindMode("All")) })}, unknown, []string{"bad .spec.bindMode", "bad"}},
+		{"service range", []metav1.Object{config("default", func(s spec) { s.ServiceClusterIPs = []v3.ServiceClusterIPBlock{{CIDR: "10.96.0.1/12"}} })}, unknown,
 			[]string{"bad .spec.nodeToNodeMeshEnabled", "ignored .spec.serviceClusterIPs", "bad .spec.serviceClusterIPs[0].cidr"}},
-		{"restart time", []metav1.Object{config("default", func(s spec) { s.NodeMeshMaxRestartTime = &metav1.Duration{Duration: 90 * time.Minute} })}, meshDown,
+		{"restart time", []metav1.Object{config("default", func(s spec) { s.NodeMeshMaxRestartTime = &metav1.Duration{Duration: 90 * time.Minute} })}, unknown,
 			[]string{`bad .spec.nodeMeshMaxRestartTime is "1h30m0s"; must be whole seconds from "1s" to "4095s"`, "bad"}},
 		{"community name", []metav1.Object{config("node.n1", func(s spec) {
 			s.PrefixAdvertisements = []v3.PrefixAdvertisement{{CIDR: "10.0.0.0/8", Communities: []string{"red"}}}
@@ -351,8 +352,8 @@ func TestBGPConfiguration(t *testing.T) {
 			meshDown, []string{"bad .spec.nodeMeshPassword.secretKeyRef there is no Secret kube-system/bgp; the node mesh stays down without its password"}},
 		{"mesh password optional", []metav1.Object{config("default", func(s spec) { s.NodeMeshPassword = optional(ref("bgp", "mesh")) })}, defaults, nil},
 		{"mesh password without mesh", []metav1.Object{config("default", func(s spec) { s.NodeToNodeMeshEnabled, s.NodeMeshPassword = ptr(false), ref("a", "b") })},
-			meshDown, []string{"bad .spec.nodeMeshPassword is set while nodeToNodeMeshEnabled is false", "bad"}},
-		{"empty password", []metav1.Object{config("default", func(s spec) { s.NodeMeshPassword = &v3.BGPPassword{} })}, meshDown, []string{"bad .spec.nodeMeshPassword has no secretKeyRef", "bad"}},
+			unknown, []string{"bad .spec.nodeMeshPassword is set while nodeToNodeMeshEnabled is false", "bad"}},
+		{"empty password", []metav1.Object{config("default", func(s spec) { s.NodeMeshPassword = &v3.BGPPassword{} })}, unknown, []string{"bad .spec.nodeMeshPassword has no secretKeyRef", "bad"}},
 	} {
 		s := build(tc.objects...)
 		expect(t, tc.name, s, tc.want...)
