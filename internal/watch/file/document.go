@@ -179,7 +179,7 @@ func decode(data []byte, into *any) error {
 
 var (
 	lineNumber   = regexp.MustCompile(`line (\d+)`)
-	secretOfText = regexp.MustCompile(`(?i)secret`)
+	secretOfText = regexp.MustCompile(`(?i)secret|password`)
 )
 
 // syntaxMessage makes an error of the YAML parser say the line of the file. The parser's

@@ -122,6 +122,25 @@ func TestSecretsAreNotShown(t *testing.T) {
 	}
 }
 
+// TestPasswordsAreNotShown holds the same for those who write a password where a reference to
+// its Secret belongs.
+func TestPasswordsAreNotShown(t *testing.T) {
+	for _, doc := range []string{
+		"apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: a}\nspec: {peerIP: 10.0.0.1, asNumber: 1, password: hunter2}\n",
+		"apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: a}\nspec: {peerIP: 10.0.0.1, asNumber: 1, password: [hunter2}\n",
+		"apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: a}\nspec: {peerIP: 10.0.0.1, asNumber: 1, password: *hunter2}\n",
+		"apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: a}\nspec: {peerIP: 10.0.0.1, asNumber: 1, password: {secretKeyRef: hunter2}}\n",
+		"apiVersion: projectcalico.org/v3\nkind: BGPConfiguration\nmetadata: {name: default}\nspec: {nodeMeshPassword: hunter2}\n",
+	} {
+		c := newClock()
+		c.see("x.yaml", doc)
+		c.pass(settleTime)
+		if got := problems(c.build()); got == "" || strings.Contains(got, "hunter2") {
+			t.Errorf("%s\ngives\n%s", doc, got)
+		}
+	}
+}
+
 // FuzzParse holds that no text makes the parser panic, and that what it makes of a text
 // does not depend on what was read before.
 func FuzzParse(f *testing.F) {

@@ -63,7 +63,7 @@ func (s *strict) check(path string, v any, t reflect.Type) {
 			if !ok {
 				want = "a " + t.Name()
 			}
-			s.fail(path, "is %s; must be %s", s.show(v), want)
+			s.fail(path, "is %s; must be %s", s.show(path, v), want)
 		}
 		return
 	}
@@ -72,12 +72,12 @@ func (s *strict) check(path string, v any, t reflect.Type) {
 		if m, ok := v.(map[string]any); ok {
 			s.object(path, m, t)
 		} else {
-			s.fail(path, "is %s; must be an object with the fields %s", s.show(v), quoteAll(fieldNames(t)))
+			s.fail(path, "is %s; must be an object with the fields %s", s.show(path, v), quoteAll(fieldNames(t)))
 		}
 	case reflect.Map:
 		m, ok := v.(map[string]any)
 		if !ok {
-			s.fail(path, "is %s; must be an object", s.show(v))
+			s.fail(path, "is %s; must be an object", s.show(path, v))
 			return
 		}
 		for _, k := range sortedKeys(m) {
@@ -86,7 +86,7 @@ func (s *strict) check(path string, v any, t reflect.Type) {
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.Uint8 {
 			if str, ok := v.(string); !ok {
-				s.fail(path, "is %s; must be a string in base64", s.show(v))
+				s.fail(path, "is %s; must be a string in base64", s.show(path, v))
 			} else if _, err := base64.StdEncoding.DecodeString(str); err != nil {
 				s.fail(path, "is not valid base64; encode it, or write it under stringData as it is")
 			}
@@ -94,7 +94,7 @@ func (s *strict) check(path string, v any, t reflect.Type) {
 		}
 		list, ok := v.([]any)
 		if !ok {
-			s.fail(path, "is %s; must be a list", s.show(v))
+			s.fail(path, "is %s; must be a list", s.show(path, v))
 			return
 		}
 		for i, e := range list {
@@ -111,11 +111,11 @@ func (s *strict) check(path string, v any, t reflect.Type) {
 			case bool, json.Number:
 				hint = " in quotes"
 			}
-			s.fail(path, "is %s; must be a string%s", s.show(v), hint)
+			s.fail(path, "is %s; must be a string%s", s.show(path, v), hint)
 		}
 	case reflect.Bool:
 		if _, ok := v.(bool); !ok {
-			s.fail(path, "is %s; must be true or false", s.show(v))
+			s.fail(path, "is %s; must be true or false", s.show(path, v))
 		}
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
 		n, ok := v.(json.Number)
@@ -124,7 +124,7 @@ func (s *strict) check(path string, v any, t reflect.Type) {
 			ok = err == nil
 		}
 		if !ok {
-			s.fail(path, "is %s; must be a whole number from %d to %d", s.show(v), -1<<(t.Bits()-1), int64(1<<(t.Bits()-1)-1))
+			s.fail(path, "is %s; must be a whole number from %d to %d", s.show(path, v), -1<<(t.Bits()-1), int64(1<<(t.Bits()-1)-1))
 		}
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		n, ok := v.(json.Number)
@@ -133,11 +133,11 @@ func (s *strict) check(path string, v any, t reflect.Type) {
 			ok = err == nil
 		}
 		if !ok {
-			s.fail(path, "is %s; must be a whole number from 0 to %d", s.show(v), uint64(1<<t.Bits()-1))
+			s.fail(path, "is %s; must be a whole number from 0 to %d", s.show(path, v), uint64(1<<t.Bits()-1))
 		}
 	case reflect.Float32, reflect.Float64:
 		if _, ok := v.(json.Number); !ok {
-			s.fail(path, "is %s; must be a number", s.show(v))
+			s.fail(path, "is %s; must be a number", s.show(path, v))
 		}
 	}
 }
@@ -235,15 +235,17 @@ func quoteAll(names []string) string {
 	return strings.Join(out, ", ")
 }
 
-// show describes a value that does not fit; of a Secret only its kind.
-func (s *strict) show(v any) string {
+// show describes a value that does not fit; of a Secret, and where a reference to one belongs
+// and somebody wrote the password itself, only its kind.
+func (s *strict) show(path string, v any) string {
+	secret := s.secret || secretOfText.MatchString(path)
 	switch x := v.(type) {
 	case map[string]any:
 		return "an object"
 	case []any:
 		return "a list"
 	case string:
-		if s.secret {
+		if secret {
 			return "a string"
 		}
 		if len(x) > 80 {
@@ -251,12 +253,12 @@ func (s *strict) show(v any) string {
 		}
 		return "the string " + strconv.Quote(x)
 	case json.Number:
-		if s.secret {
+		if secret {
 			return "a number"
 		}
 		return "the number " + x.String()
 	case bool:
-		if s.secret {
+		if secret {
 			return "a boolean"
 		}
 		return strconv.FormatBool(x)
