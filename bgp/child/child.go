@@ -207,8 +207,11 @@ func prepare(cfg Config) (*os.File, error) {
 	}
 	dir := os.NewFile(uintptr(fd), path)
 	err = errors.Join(dir.Chown(cfg.UID, cfg.GID), dir.Chmod(0o700))
-	if e := unix.Unlinkat(fd, SocketName, 0); e != nil && e != unix.ENOENT {
-		err = errors.Join(err, fmt.Errorf("remove %s/%s: %w", path, SocketName, e))
+	// Nor is what it left believed to be a socket: a folder would keep the next one from starting.
+	if root, e := os.OpenRoot(path); e != nil {
+		err = errors.Join(err, e)
+	} else {
+		err = errors.Join(err, root.RemoveAll(SocketName), root.Close())
 	}
 	link, target := filepath.Join(cfg.RunDir, SocketName), filepath.Join("speaker", SocketName)
 	if now, e := os.Readlink(link); e != nil || now != target {

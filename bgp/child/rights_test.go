@@ -2,6 +2,7 @@ package child_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -155,8 +156,8 @@ func TestNoFileSystem(t *testing.T) {
 	}
 }
 
-// TestStart: a socket and a wrong link that an earlier life left are no obstacle, and the start
-// takes less than 150 ms.
+// TestStart: a socket and a wrong link that an earlier life left, or a folder in the socket's
+// place, are no obstacle, and the start takes less than 150 ms.
 func TestStart(t *testing.T) {
 	run := filepath.Join(t.TempDir(), strings.Repeat("a-folder-whose-name-is-long/", 5))
 	dir := filepath.Join(run, "speaker")
@@ -189,6 +190,13 @@ func TestStart(t *testing.T) {
 		if err := r.Stop(t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
+		sock := filepath.Join(dir, child.SocketName)
+		if err := errors.Join(os.Remove(sock), os.MkdirAll(filepath.Join(sock, "deep"), 0o700), os.Symlink("/etc/hostname", filepath.Join(sock, "link"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat("/etc/hostname"); err != nil {
+		t.Error(err)
 	}
 	t.Logf("from start to the first answer: %v", best)
 	if best > 150*time.Millisecond {
