@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
+
+	goiptables "github.com/coreos/go-iptables/iptables"
 )
 
 // programs are the two that one backend of one family works by.
@@ -55,6 +58,27 @@ func find(ctx context.Context, family Family, b Backend) (programs, error) {
 	save, err1 = exec.LookPath(base + "-save")
 	restore, err2 = exec.LookPath(base + "-restore")
 	return programs{save, restore}, errors.Join(err1, err2)
+}
+
+// release is the oldest iptables whose iptables-restore waits for the lock (--wait).
+var release = [3]int{1, 6, 2}
+
+// recentEnough says what is wrong with the release of iptables behind p, or nil.
+func (p programs) recentEnough() error {
+	name := strings.TrimSuffix(p.save, "-save")
+	if _, err := os.Stat(name); err != nil {
+		name = p.save // it tells as well, since 1.8
+	}
+	ipt, err := goiptables.New(goiptables.Path(name))
+	if err != nil {
+		return fmt.Errorf("%s: its release cannot be told: %w", name, err)
+	}
+	major, minor, patch := ipt.GetIptablesVersion()
+	if have := [3]int{major, minor, patch}; slices.Compare(have[:], release[:]) < 0 {
+		return fmt.Errorf("%s: release %d.%d.%d is too old; %d.%d.%d or later is needed, whose iptables-restore waits for the lock",
+			name, major, minor, patch, release[0], release[1], release[2])
+	}
+	return nil
 }
 
 // Detect finds the backend that the host uses, so that our rules stand beside kube-proxy's

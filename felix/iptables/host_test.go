@@ -271,6 +271,7 @@ func TestNoPrograms(t *testing.T) {
 func TestCrashingProgram(t *testing.T) {
 	bin := t.TempDir()
 	for name, body := range map[string]string{
+		"iptables-legacy":         "echo 'iptables v1.8.9 (legacy)'",
 		"iptables-legacy-save":    "printf '*filter\\n:INPUT ACCEPT [0:0]\\nCOMMIT\\n'",
 		"iptables-legacy-restore": "while read -r l; do case \"$l\" in *crash*) kill -SEGV $$;; esac; done",
 	} {

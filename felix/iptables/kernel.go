@@ -143,6 +143,9 @@ func (h *Host) open(ctx context.Context) (programs, Backend, error) {
 		}
 	}
 	p, err := find(ctx, h.family, b)
+	if err == nil {
+		err = p.recentEnough()
+	}
 	if err != nil {
 		return programs{}, Auto, err
 	}
