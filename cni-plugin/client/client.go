@@ -81,6 +81,9 @@ func (c Config) run(command string, cf *conf) ([]byte, error) {
 	if err != nil {
 		return nil, &wire.Error{Code: wire.CodeIO, Msg: "reading the network configuration from stdin", Details: err.Error()}
 	}
+	if len(stdin) > wire.MaxFrame {
+		return nil, &wire.Error{Code: wire.CodeInvalidConfig, Msg: fmt.Sprintf("network configuration on stdin has more than %d bytes", wire.MaxFrame)}
+	}
 	if command == "VERSION" {
 		return versions(stdin)
 	}

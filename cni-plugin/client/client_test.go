@@ -39,7 +39,7 @@ func TestAlone(t *testing.T) {
 		"DEL, no agent":     {map[string]string{"CNI_COMMAND": "DEL", "CNI_NETNS": "/nowhere"}, `{` + socket + `}`, wire.CodeTryAgain, "does not run"},
 		"GC, no agent":      {map[string]string{"CNI_COMMAND": "GC"}, `{` + socket + `}`, wire.CodeTryAgain, "does not run"},
 		"STATUS, no agent":  {map[string]string{"CNI_COMMAND": "STATUS"}, `{` + socket + `}`, wire.CodeNotAvailable, "does not run"},
-		"too much":          {map[string]string{"CNI_COMMAND": "GC"}, `{` + socket + `,"x":"` + strings.Repeat("x", wire.MaxFrame) + `"}`, wire.CodeDecoding, ""},
+		"too much":          {map[string]string{"CNI_COMMAND": "GC"}, `{` + socket + `,"x":"` + strings.Repeat("x", wire.MaxFrame) + `"}`, wire.CodeInvalidConfig, "more than"},
 		"rather much":       {map[string]string{"CNI_COMMAND": "GC"}, `{` + socket + `,"x":"` + strings.Repeat("x", wire.MaxFrame-200) + `"}`, wire.CodeInvalidConfig, "too long"},
 		"VERSION of noise":  {map[string]string{"CNI_COMMAND": "VERSION"}, `[`, wire.CodeDecoding, ""},
 	} {

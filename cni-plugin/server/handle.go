@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -125,6 +127,10 @@ func (r *request) check() (err error) {
 	}
 	if err := utils.ValidateInterfaceName(r.IfName); err != nil {
 		return &wire.Error{Code: wire.CodeInvalidEnvironment, Msg: "CNI_IFNAME: " + err.Error()}
+	}
+	if r.Command != "DEL" && (slices.Contains([]string{"lo", "all", "default"}, r.IfName) || strings.Contains(r.IfName, "%")) {
+		// Of the last the kernel makes a name of its own (dev_alloc_name).
+		return &wire.Error{Code: wire.CodeInvalidEnvironment, Msg: fmt.Sprintf("CNI_IFNAME %q: the kernel keeps that name for itself", r.IfName)}
 	}
 	if r.args, err = parseArgs(r.Args, r.Command == "DEL"); err != nil || r.Command == "DEL" {
 		return err

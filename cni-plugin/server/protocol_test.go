@@ -141,6 +141,10 @@ func TestMalformed(t *testing.T) {
 			Stdin: []byte(`{"cniVersion":"1.1.0","name":"net"}`)}), []*os.File{sandbox.Open(t, "/proc/self/ns/net")}, "is the host's"},
 		"no namespace": {frame(t, wire.Request{Version: wire.Version, Command: "ADD", ContainerID: "c1", IfName: "eth0",
 			Stdin: []byte(`{"cniVersion":"1.1.0","name":"net"}`)}), nil, "no network namespace"},
+		"the kernel's own name": {frame(t, wire.Request{Version: wire.Version, Command: "ADD", ContainerID: "c1", IfName: "lo",
+			Stdin: []byte(`{"cniVersion":"1.1.0","name":"net"}`)}), nil, "keeps that name"},
+		"a pattern for a name": {frame(t, wire.Request{Version: wire.Version, Command: "ADD", ContainerID: "c1", IfName: "eth%d",
+			Stdin: []byte(`{"cniVersion":"1.1.0","name":"net"}`)}), nil, "keeps that name"},
 	} {
 		conn, err := dial(r.socket)
 		if err != nil {
