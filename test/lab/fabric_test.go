@@ -113,11 +113,14 @@ func TestRestartOfToR(t *testing.T) {
 		if out, _ := tor.Exec(t.Context(), "ip", "route", "show", "10.0.2.13"); !strings.Contains(out, "10.255.11.0") {
 			return "tor1a has no route to n3: " + out
 		}
+		if out, _ := l.Node("tor2a").Exec(t.Context(), "ip", "route", "show", "10.0.1.1"); !strings.Contains(out, "10.255.21.0") {
+			return "tor2a has no route to tor1a: " + out
+		}
 		return ""
 	}
 	eventually(t, 30*time.Second, sessions)
-	// From tor1b over the spine to tor1a's loopback, which tor1a must go on answering, and
-	// on to rack 2 from tor1a's own table.
+	// From rack 2 over the spine to tor1a's loopback, which tor1a must go on answering from
+	// its own table.
 	s, err := traffic.Start(t.Context(), traffic.Config{From: l.Node("tor2a"), To: tor, Target: tor.mustAddr(t, "lo"), PPS: 500, Flows: 5})
 	if err != nil {
 		t.Fatal(err)
