@@ -116,7 +116,7 @@ func TestImports(t *testing.T) {
 			}
 		}
 	}
-	if n < 4 {
+	if n < 30 {
 		t.Fatalf("go list named %d packages only", n)
 	}
 }

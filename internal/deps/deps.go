@@ -13,7 +13,6 @@ import (
 	_ "github.com/coreos/go-iptables/iptables"
 	_ "github.com/fsnotify/fsnotify"
 	_ "github.com/gaissmai/bart"
-	_ "github.com/google/gopacket"
 	_ "github.com/osrg/gobgp/v3/pkg/metrics"
 	_ "github.com/osrg/gobgp/v3/pkg/server"
 	_ "github.com/prometheus/client_golang/prometheus/promhttp"
@@ -22,6 +21,5 @@ import (
 	_ "k8s.io/api/core/v1"
 	_ "k8s.io/apimachinery/pkg/apis/meta/v1"
 	_ "k8s.io/client-go/tools/cache"
-	_ "pgregory.net/rapid"
 	_ "sigs.k8s.io/yaml"
 )
