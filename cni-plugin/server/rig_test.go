@@ -15,8 +15,10 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/causeway-net/causeway/cni-plugin/internal/sandbox"
 	"github.com/causeway-net/causeway/cni-plugin/veth"
@@ -64,7 +66,9 @@ func newRig(t testing.TB) *rig {
 			return nil
 		},
 	}
-	r.cni = libcni.NewCNIConfigWithCacheDir([]string{sandbox.Bin()}, filepath.Join(dir, "cache"), nil)
+	r.cni = libcni.NewCNIConfigWithCacheDir([]string{sandbox.Bin()}, filepath.Join(dir, "cache"),
+		// Given, since libcni makes its own at the first call, unguarded against a second one.
+		&invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}, PluginDecoder: version.PluginDecoder{}})
 	return r
 }
 
