@@ -18,6 +18,7 @@ import (
 
 	v3 "github.com/causeway-net/causeway/api/v3"
 	"github.com/causeway-net/causeway/ipam"
+	"github.com/causeway-net/causeway/ipam/manifest"
 )
 
 var ctx = context.Background()
@@ -63,7 +64,7 @@ func TestRoundTrip(t *testing.T) {
 		}
 		// The hand-written form says what the API's own types would.
 		var byHand, byType any
-		marshalled, err := yaml.Marshal(ToV3(b, 7))
+		marshalled, err := yaml.Marshal(manifest.ToV3(b, 7))
 		if err != nil {
 			t.Fatal(err)
 		}
