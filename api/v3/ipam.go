@@ -106,6 +106,7 @@ type IPReservationSpec struct {
 // +kubebuilder:printcolumn:name="CIDR",type=string,JSONPath=`.spec.cidr`
 // +kubebuilder:printcolumn:name="Affinity",type=string,JSONPath=`.spec.affinity`
 // +kubebuilder:printcolumn:name="ClaimTime",type=date,JSONPath=`.spec.affinityClaimTime`
+// +kubebuilder:selectablefield:JSONPath=`.spec.affinity`
 type IPAMBlock struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -135,9 +136,8 @@ type IPAMBlockSpec struct {
 	Affinity *string `json:"affinity,omitempty"`
 	// AffinityClaimTime is when Affinity was set.
 	AffinityClaimTime *metav1.Time `json:"affinityClaimTime,omitempty"`
-	// Allocations has one element for each address of the block: nil when it is free,
-	// otherwise an index into Attributes. The schema's items are nullable, for which
-	// controller-gen has no marker: a CRD made from this type needs that added.
+	// Allocations has one element for each address of the block: null when it is free,
+	// otherwise an index into Attributes.
 	//
 	// +listType=atomic
 	Allocations []*int `json:"allocations"`

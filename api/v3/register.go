@@ -7,7 +7,7 @@
 // +groupName=projectcalico.org
 package v3
 
-//go:generate go run sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0 object paths=.
+//go:generate go run ./gencrds
 
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
