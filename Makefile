@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 PACKAGES := gcc libc6-dev iproute2 iptables nftables ipset conntrack iputils-ping tcpdump procps bird2 frr gobgpd graphviz
 
-.PHONY: all build plugins deps test race bench demo lint clean generate
+.PHONY: all build plugins deps test race bench demo lint clean generate image
 
 all: build
 
@@ -46,6 +46,10 @@ bench: deps build plugins
 ## generate: deep copies
 generate:
 	$(GO) generate ./...
+
+## image: the container image, without Docker or a registry, as bin/causeway-image.tar
+image:
+	@VERSION=$(VERSION) deploy/scripts/image
 
 clean:
 	rm -rf $(BIN)
