@@ -33,6 +33,20 @@ type options struct {
 	speakerUID       int
 }
 
+// The agent needs no privileged container. Of the capabilities (capabilities(7)) it needs,
+// each found by running it without:
+//
+//   - NET_ADMIN: links, routes, rules, sysctls under net
+//   - NET_RAW: legacy iptables, whose programs ask the kernel over a raw socket
+//   - SYS_ADMIN: setns(2) into pods' network namespaces
+//   - SETUID, SETGID, SETPCAP: start the BGP speaker as its own user with nothing but
+//     NET_BIND_SERVICE, which the agent must have for it to be passed on
+//   - CHOWN, FOWNER, DAC_OVERRIDE: the folder with the speaker's socket, which is the speaker's
+//   - KILL: end a speaker that hangs
+//
+// Nothing else: no SYS_PTRACE, SYS_MODULE or SYS_RESOURCE. /proc/sys of the host is mounted
+// and named with --proc-sys, since a container's own is read-only.
+
 func agentCommand() *cobra.Command {
 	_, cmd := newAgentCommand()
 	return cmd
