@@ -31,6 +31,7 @@ type options struct {
 	allowWrites      bool
 	gobgpTCP         string
 	speakerUID       int
+	procSys          string
 }
 
 // The agent needs no privileged container. Of the capabilities (capabilities(7)) it needs,
@@ -82,6 +83,7 @@ func newAgentCommand() (*options, *cobra.Command) {
 	f.BoolVar(&o.allowWrites, "gobgp-allow-writes", false, "let the gobgp CLI change the speaker; the agent puts back what it owns")
 	f.StringVar(&o.gobgpTCP, "gobgp-tcp", "", "serve the gobgp API on this loopback address too, as 127.0.0.1:50051")
 	f.IntVar(&o.speakerUID, "speaker-uid", 65532, "user and group the BGP speaker runs as")
+	f.StringVar(&o.procSys, "proc-sys", "/proc/sys", "folder of the host's sysctls, for a container whose own /proc/sys is read-only")
 	return o, cmd
 }
 
@@ -117,6 +119,8 @@ func (o options) check() error {
 		return fmt.Errorf("--resync %s: want 1s or more, or 0 for the default", o.resync)
 	case !slices.Contains([]string{"auto", string(iptables.Legacy), string(iptables.NFT)}, o.iptablesBackend):
 		return fmt.Errorf("--iptables-backend %q: use auto, legacy or nft", o.iptablesBackend)
+	case !filepath.IsAbs(o.procSys):
+		return fmt.Errorf("--proc-sys %q: want an absolute path", o.procSys)
 	case o.speakerUID < 1:
 		return fmt.Errorf("--speaker-uid %d: want 1 or more; the speaker never runs as root", o.speakerUID)
 	}

@@ -70,6 +70,7 @@ func TestCheck(t *testing.T) {
 		"--iptables-backend=nftables": "auto, legacy or nft",
 		"--iptables-backend=":         "auto, legacy or nft",
 		"--iptables-backend=nft":      "",
+		"--proc-sys=proc/sys":         "absolute path",
 		"--speaker-uid=0":             "1 or more",
 		"--speaker-uid=-7":            "1 or more",
 		"--gobgp-tcp=0.0.0.0:50051":   "loopback",

@@ -93,8 +93,8 @@ func newAgent(o options, log *slog.Logger) (*agent, error) {
 		r.Set(iptables.Raw, iptables.ReversePath(iptables.Prefix))
 		a.rules, rules = append(a.rules, reversePath{r}), append(rules, reversePath{r})
 	}
-	a.links = link.New(log, o.resync)
-	known, err := knownEndpoints(log, a.ipam.Endpoints())
+	a.links = link.New(link.Config{Log: log, Resync: o.resync, ProcSys: o.procSys})
+	known, err := knownEndpoints(log, o.procSys, a.ipam.Endpoints())
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +124,7 @@ func newAgent(o options, log *slog.Logger) (*agent, error) {
 
 	a.cni, err = server.New(server.Config{
 		Socket: filepath.Join(o.runDir, "cni.sock"), Log: log, IPAM: a.ipam, Dataplane: a.felix, Ready: a.ready,
-		MTU: a.podMTU, Resync: o.resync,
+		MTU: a.podMTU, Resync: o.resync, ProcSys: o.procSys,
 	})
 	if err != nil {
 		return nil, err
@@ -135,8 +135,8 @@ func newAgent(o options, log *slog.Logger) (*agent, error) {
 
 // knownEndpoints are the pods of the journal, and those that the kernel alone still knows
 // because the journal was lost.
-func knownEndpoints(log *slog.Logger, journaled []model.Endpoint) ([]model.Endpoint, error) {
-	wirer, err := veth.New()
+func knownEndpoints(log *slog.Logger, procSys string, journaled []model.Endpoint) ([]model.Endpoint, error) {
+	wirer, err := veth.New(procSys)
 	if err != nil {
 		return nil, err
 	}

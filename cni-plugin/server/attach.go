@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -89,13 +90,13 @@ func (s *Server) addressRequest(ctx context.Context, r *request) (model.AddressR
 	var of Workload
 	if s.Workload != nil && r.args.pod != "" {
 		var err error
-		if of, err = s.Workload(ctx, r.args.namespace, r.args.pod); err != nil {
+		if of, err = s.Workload(ctx, r.args.namespace, r.args.pod, r.args.uid); err != nil {
 			return model.AddressRequest{}, nil, fmt.Errorf("looking up pod %s: %w", r.pod(), err)
 		}
 	}
 	ask, mac, err := r.conf.request(r.args, of)
 	ask.Key, ask.Network = r.key, r.conf.Name
-	ask.Namespace, ask.Pod, ask.PodUID, ask.NamespaceLabels = r.args.namespace, r.args.pod, r.args.uid, of.NamespaceLabels
+	ask.Namespace, ask.Pod, ask.PodUID, ask.NamespaceLabels = r.args.namespace, r.args.pod, cmp.Or(of.UID, r.args.uid), of.NamespaceLabels
 	return ask, mac, err
 }
 

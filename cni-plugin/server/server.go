@@ -47,6 +47,9 @@ type Dataplane interface {
 
 // Workload is what the datastore knows of a pod. The zero value means that it is unknown.
 type Workload struct {
+	// UID is the pod object's. A static pod has another than K8S_POD_UID says, which is
+	// the one of the kubelet's own copy.
+	UID                  string
 	Annotations          map[string]string // the pod's
 	NamespaceAnnotations map[string]string
 	NamespaceLabels      map[string]string
@@ -69,8 +72,11 @@ type Config struct {
 	// MTU is for pods whose network configuration names none, bytes. Required.
 	MTU func() int
 	// Workload looks up a pod, waiting for it as long as it likes within ctx; nil
-	// without Kubernetes. Its error fails the ADD.
-	Workload func(ctx context.Context, namespace, pod string) (Workload, error)
+	// without Kubernetes. uid is K8S_POD_UID, which is empty where the runtime does not
+	// tell. Its error fails the ADD.
+	Workload func(ctx context.Context, namespace, pod, uid string) (Workload, error)
+	// ProcSys is the folder of the sysctls; default /proc/sys.
+	ProcSys string
 	// MaxInflight bounds the ADD, DEL, CHECK and GC that are worked on at once; others
 	// wait. Default 32.
 	MaxInflight int
@@ -124,6 +130,9 @@ func New(c Config) (*Server, error) {
 	if c.ReadyFile == "" {
 		c.ReadyFile = wire.ReadyFile(c.Socket)
 	}
+	if c.ProcSys == "" {
+		c.ProcSys = "/proc/sys"
+	}
 	if c.MaxInflight == 0 {
 		c.MaxInflight = 32
 	}
@@ -145,7 +154,7 @@ func New(c Config) (*Server, error) {
 	if c.Drain == 0 {
 		c.Drain = 5 * time.Second
 	}
-	w, err := veth.New()
+	w, err := veth.New(c.ProcSys)
 	if err != nil {
 		return nil, fmt.Errorf("cni server: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -110,7 +111,7 @@ func (w *Wirer) checkHost(d *differences, host *socket, s *Spec, l netlink.Link)
 		return err
 	}
 	path, want := neighSysctl(s.HostName)
-	have, err := os.ReadFile("/proc/sys/net/" + path)
+	have, err := os.ReadFile(filepath.Join(w.sys, "net", path))
 	if err != nil {
 		return err
 	}

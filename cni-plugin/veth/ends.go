@@ -42,7 +42,7 @@ func (w *Wirer) setHost(host *socket, s *Spec, l netlink.Link, created bool) err
 	if err := host.setLink(index, true, afSpec{ipv4: hostIPv4, quietIPv6: w.knowsIPv6(s)}, attrs...); err != nil {
 		return fmt.Errorf("setting it up: %w", err)
 	}
-	if err := writeSysctl(neighSysctl(s.HostName)); err != nil {
+	if err := w.writeSysctl(neighSysctl(s.HostName)); err != nil {
 		return err
 	}
 	if !s.hasIPv6() {
@@ -66,7 +66,7 @@ func (w *Wirer) setIPv6(s *socket, name string, index int, want []setting) error
 		if have, ok := conf.get(unix.AF_INET6, v.index); ok && have == v.value {
 			continue
 		}
-		if err := writeSysctl("ipv6/conf/"+name+"/"+v.name, strconv.Itoa(int(v.value))); err != nil {
+		if err := w.writeSysctl("ipv6/conf/"+name+"/"+v.name, strconv.Itoa(int(v.value))); err != nil {
 			return err
 		}
 	}
@@ -147,7 +147,7 @@ func (w *Wirer) enableIPv6(pod *socket, index int) error {
 	if off, ok := conf.get(unix.AF_INET6, ipv6DisableIPv6); !ok || off == 0 {
 		return nil
 	}
-	return writeSysctl("ipv6/conf/all/disable_ipv6", "0")
+	return w.writeSysctl("ipv6/conf/all/disable_ipv6", "0")
 }
 
 // addAddress adds the address without duplicate address detection: ipam sees to it.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -167,15 +168,15 @@ func (s *socket) linkConf(index int) (devconf, error) {
 	return d, nil
 }
 
-// writeSysctl writes a file under /proc/sys/net of the thread's network namespace.
-func writeSysctl(path, value string) error {
-	f, err := os.OpenFile("/proc/sys/net/"+path, os.O_WRONLY, 0)
+// writeSysctl writes a file under net of the sysctls of the thread's network namespace.
+func (w *Wirer) writeSysctl(path, value string) error {
+	f, err := os.OpenFile(filepath.Join(w.sys, "net", path), os.O_WRONLY, 0)
 	if err == nil {
 		_, err = f.WriteString(value)
 		err = errors.Join(err, f.Close())
 	}
 	if err != nil {
-		return fmt.Errorf("sysctl net.%s=%s (is /proc/sys writable for the agent?): %w", strings.ReplaceAll(path, "/", "."), value, err)
+		return fmt.Errorf("sysctl net.%s=%s (is %s writable for the agent?): %w", strings.ReplaceAll(path, "/", "."), value, w.sys, err)
 	}
 	return nil
 }

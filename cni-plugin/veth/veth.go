@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -67,18 +68,24 @@ type Route struct {
 // process. Its methods may be called from many goroutines.
 type Wirer struct {
 	host  *os.File // this process's network namespace
+	sys   string   // where sysctls are: "/proc/sys", or where a container has the host's
 	ipv6  bool     // the kernel has IPv6
 	names keyed    // one change at a time for each host end's name
 }
 
-// New makes a Wirer of the calling thread's network namespace.
-func New() (*Wirer, error) {
+// New makes a Wirer of the calling thread's network namespace. procSys is the folder of the
+// sysctls, "/proc/sys" or a place where that is mounted writable: whichever it is, net below
+// it shows the network namespace of the thread that looks (proc(5)).
+func New(procSys string) (*Wirer, error) {
+	if _, err := os.Stat(filepath.Join(procSys, "net/ipv4")); err != nil {
+		return nil, fmt.Errorf("sysctls: %w: is /proc/sys of the host mounted there?", err)
+	}
 	host, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, fmt.Errorf("own network namespace: %w", err)
 	}
-	_, err = os.Stat("/proc/sys/net/ipv6")
-	return &Wirer{host: host, ipv6: err == nil}, nil
+	_, err = os.Stat(filepath.Join(procSys, "net/ipv6"))
+	return &Wirer{host: host, sys: procSys, ipv6: err == nil}, nil
 }
 
 // Close frees the descriptor of the host's network namespace.

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { sandbox.Main(m) }
 
 func newWirer(t testing.TB) *Wirer {
 	t.Helper()
-	w, err := New()
+	w, err := New("/proc/sys")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,20 +29,33 @@ const defaultMTU = 1500
 type Uplinks struct {
 	log  *slog.Logger
 	loop *reconcile.Loop
+	sys  string // folder of the sysctls
 
 	mu    sync.Mutex
 	addrs []netip.Addr
 	mtu   int
 	names []string
-	named bool  // SetNodeAddrs was called
-	read  bool  // mtu and names were read for named addresses, once
-	err   error // of the last round
+	// subnets are the addresses of the node's links, each with the length of its subnet.
+	subnets map[netip.Addr]netip.Prefix
+	named   bool  // SetNodeAddrs was called
+	read    bool  // mtu and names were read for named addresses, once
+	err     error // of the last round
+}
+
+// Config says how the node's links are looked after.
+type Config struct {
+	Log     *slog.Logger  // required
+	Resync  time.Duration // longest time between two full readings; default reconcile's
+	ProcSys string        // the folder of the sysctls; default /proc/sys
 }
 
 // New makes Uplinks for the network namespace that Run is called in.
-func New(log *slog.Logger, resync time.Duration) *Uplinks {
-	u := &Uplinks{log: log.With("reconciler", "link"), mtu: defaultMTU}
-	u.loop = (&reconcile.Loop{Name: "link", Log: log, Apply: u.apply, Resync: resync}).Init()
+func New(cfg Config) *Uplinks {
+	if cfg.ProcSys == "" {
+		cfg.ProcSys = "/proc/sys"
+	}
+	u := &Uplinks{log: cfg.Log.With("reconciler", "link"), sys: cfg.ProcSys, mtu: defaultMTU}
+	u.loop = (&reconcile.Loop{Name: "link", Log: cfg.Log, Apply: u.apply, Resync: cfg.Resync}).Init()
 	return u
 }
 
@@ -82,6 +95,22 @@ func (u *Uplinks) MTU() int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.mtu
+}
+
+// Subnet returns the address with the length of the subnet that it stands in, as the link
+// that holds it has it. Where several links hold it, the shortest length counts: the others
+// are what routing to the host puts on the loopback.
+func (u *Uplinks) Subnet(a netip.Addr) (netip.Prefix, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.subnets == nil {
+		return netip.Prefix{}, cmp.Or(u.err, errors.New("the node's links were not read yet"))
+	}
+	p, ok := u.subnets[a]
+	if !ok {
+		return netip.Prefix{}, fmt.Errorf("no link of this node has address %s", a)
+	}
+	return p, nil
 }
 
 // Names lists the links that MTU speaks of.
@@ -142,17 +171,17 @@ func (u *Uplinks) apply(context.Context, bool) error {
 	}
 	names, mtu := uplinks(seen, nodeAddrs)
 
-	errs := []error{setSysctl(u.log, "net/ipv4/ip_forward", "1")}
+	errs := []error{u.setSysctl("net/ipv4/ip_forward", "1")}
 	for _, l := range seen {
 		// Forwarding switches router advertisements off (accept_ra 1); 2 keeps them,
 		// where the default route or the address comes from one.
-		if l.loopback || strings.HasPrefix(l.name, "cali") || readSysctl("net/ipv6/conf/"+l.name+"/accept_ra") != "1" || !l.hasIPv6 {
+		if l.loopback || strings.HasPrefix(l.name, "cali") || u.readSysctl("net/ipv6/conf/"+l.name+"/accept_ra") != "1" || !l.hasIPv6 {
 			continue
 		}
-		errs = append(errs, setSysctl(u.log, "net/ipv6/conf/"+l.name+"/accept_ra", "2"))
+		errs = append(errs, u.setSysctl("net/ipv6/conf/"+l.name+"/accept_ra", "2"))
 	}
-	if readSysctl("net/ipv6/conf/all/forwarding") != "" { // IPv6 may be compiled out or disabled at boot
-		errs = append(errs, setSysctl(u.log, "net/ipv6/conf/all/forwarding", "1"))
+	if u.readSysctl("net/ipv6/conf/all/forwarding") != "" { // IPv6 may be compiled out or disabled at boot
+		errs = append(errs, u.setSysctl("net/ipv6/conf/all/forwarding", "1"))
 	}
 
 	if mtu == 0 {
@@ -161,7 +190,7 @@ func (u *Uplinks) apply(context.Context, bool) error {
 	err = errors.Join(errs...)
 	u.mu.Lock()
 	changed := mtu != u.mtu
-	u.mtu, u.names, u.err = mtu, names, err
+	u.mtu, u.names, u.err, u.subnets = mtu, names, err, subnets(seen)
 	u.read = u.read || named
 	u.mu.Unlock()
 	if changed {
@@ -177,7 +206,23 @@ type seenLink struct {
 	up       bool
 	loopback bool
 	hasIPv6  bool
-	addrs    []netip.Addr // global ones
+	addrs    []netip.Prefix // global ones, with their host bits
+}
+
+// subnets picks the length of each address: the shortest, and never a pod link's.
+func subnets(links []seenLink) map[netip.Addr]netip.Prefix {
+	out := map[netip.Addr]netip.Prefix{}
+	for _, l := range links {
+		if strings.HasPrefix(l.name, "cali") {
+			continue
+		}
+		for _, p := range l.addrs {
+			if known, ok := out[p.Addr()]; !ok || p.Bits() < known.Bits() {
+				out[p.Addr()] = p
+			}
+		}
+	}
+	return out
 }
 
 // uplinks picks the links that carry the node's traffic, and their smallest MTU: those
@@ -217,7 +262,7 @@ func uplinks(links []seenLink, nodeAddrs []netip.Addr) (names []string, mtu int)
 
 func holds(l seenLink, a netip.Addr) bool {
 	for _, own := range l.addrs {
-		if own == a {
+		if own.Addr() == a {
 			return true
 		}
 	}
@@ -233,11 +278,12 @@ func readLinks() ([]seenLink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
-	byIndex := map[int][]netip.Addr{}
+	byIndex := map[int][]netip.Prefix{}
 	for _, a := range addrs {
 		ip, ok := netip.AddrFromSlice(a.IP)
 		if ok && a.IP.IsGlobalUnicast() {
-			byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], ip.Unmap())
+			bits, _ := a.Mask.Size()
+			byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], netip.PrefixFrom(ip.Unmap(), bits))
 		}
 	}
 	out := make([]seenLink, 0, len(links))
@@ -247,8 +293,8 @@ func readLinks() ([]seenLink, error) {
 			name: at.Name, mtu: at.MTU, addrs: byIndex[at.Index],
 			up: at.Flags&net.FlagUp != 0, loopback: at.Flags&net.FlagLoopback != 0,
 		}
-		for _, a := range s.addrs {
-			s.hasIPv6 = s.hasIPv6 || a.Is6()
+		for _, p := range s.addrs {
+			s.hasIPv6 = s.hasIPv6 || p.Addr().Is6()
 		}
 		out = append(out, s)
 	}
@@ -265,8 +311,8 @@ func retried[T any](dump func() ([]T, error)) (out []T, err error) {
 	return out, err
 }
 
-func readSysctl(name string) string {
-	b, err := os.ReadFile(filepath.Join("/proc/sys", name))
+func (u *Uplinks) readSysctl(name string) string {
+	b, err := os.ReadFile(filepath.Join(u.sys, name))
 	if err != nil {
 		return ""
 	}
@@ -274,15 +320,15 @@ func readSysctl(name string) string {
 }
 
 // setSysctl writes name unless it has the value already.
-func setSysctl(log *slog.Logger, name, value string) error {
-	old := readSysctl(name)
+func (u *Uplinks) setSysctl(name, value string) error {
+	old := u.readSysctl(name)
 	if old == value {
 		return nil
 	}
-	if err := os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644); err != nil {
-		return fmt.Errorf("sysctl %s: cannot set %s (is %q; is /proc/sys writable in this container?): %w",
-			strings.ReplaceAll(name, "/", "."), value, old, err)
+	if err := os.WriteFile(filepath.Join(u.sys, name), []byte(value), 0o644); err != nil {
+		return fmt.Errorf("sysctl %s: cannot set %s (is %q; is %s writable in this container?): %w",
+			strings.ReplaceAll(name, "/", "."), value, old, u.sys, err)
 	}
-	log.Info("sysctl set", "name", strings.ReplaceAll(name, "/", "."), "value", value, "was", old)
+	u.log.Info("sysctl set", "name", strings.ReplaceAll(name, "/", "."), "value", value, "was", old)
 	return nil
 }
