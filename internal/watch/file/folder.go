@@ -298,28 +298,20 @@ func (b *belief) version(v version, source, text string, inBlocks bool) {
 		}
 		b.note(v.key, source, model.Problem{Message: msg})
 		return
-	case v.valid():
-		object := v.object
-		if wasHeld && old.object.Equal(object) {
-			object = old.object
-		}
-		b.next[v.key] = held{object: object, source: source, text: text, live: true}
-		return
 	}
-	suffix := ""
+	var last *watch.Object
 	if wasHeld && !v.foreign && v.key.Name != "" {
-		suffix = "; its last valid version stays in force"
+		last = old.object
+	}
+	object, problems := watch.Succeed(last, v.object, v.problems)
+	switch {
+	case v.valid():
+		b.next[v.key] = held{object: object, source: source, text: text, live: true}
+	case last != nil:
 		old.live = true
 		b.next[v.key] = old
 	}
-	problems := v.problems
-	if v.object != nil {
-		problems = append(slices.Clone(problems), v.object.Problems...)
-	}
 	for _, p := range problems {
-		if !p.Ignored {
-			p.Message += suffix
-		}
 		b.note(v.key, source, p)
 	}
 }

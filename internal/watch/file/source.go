@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -62,15 +61,14 @@ type Source struct {
 	folder  *folder
 	watcher *fsnotify.Watcher // nil: polled only
 
-	dirs     map[string]*dir // by prefix
-	watched  map[string]identity
-	deaf     map[string]string // folders that cannot be watched, and why
-	reported map[model.Problem]bool
-	last     *model.Snapshot
-	stale    bool      // something changed since last was made
-	started  time.Time // when the first scan was
-	scanned  time.Time // when the last scan was
-	readAt   map[string]time.Time
+	dirs      map[string]*dir // by prefix
+	watched   map[string]identity
+	deaf      map[string]string // folders that cannot be watched, and why
+	publisher *watch.Publisher
+	stale     bool      // something changed since the last snapshot was made
+	started   time.Time // when the first scan was
+	scanned   time.Time // when the last scan was
+	readAt    map[string]time.Time
 }
 
 // dir is one of the two folders that are read: the manifests and IPAM's blocks.
@@ -97,9 +95,10 @@ func New(cfg Config) (*Source, error) {
 	s := &Source{
 		cfg: cfg, log: cfg.Log.With("datastore", "file://"+cfg.Dir),
 		opt:     watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace},
-		watched: map[string]identity{}, deaf: map[string]string{}, reported: map[model.Problem]bool{}, readAt: map[string]time.Time{},
+		watched: map[string]identity{}, deaf: map[string]string{}, readAt: map[string]time.Time{},
 	}
 	s.folder = newFolder(s.opt)
+	s.publisher = &watch.Publisher{Options: s.opt, Log: s.log, Publish: cfg.Publish}
 	s.dirs = map[string]*dir{
 		"":          {path: cfg.Dir},
 		blockFolder: {prefix: blockFolder, path: filepath.Join(cfg.Dir, blockFolder)},
@@ -323,7 +322,7 @@ func (s *Source) look(name string) {
 		}
 	}
 	age := time.Duration(0)
-	if s.last == nil && !known { // at the start, a file that is old is not being written
+	if s.publisher.Last() == nil && !known { // at the start, a file that is old is not being written
 		if st, err := os.Stat(s.path(name)); err == nil {
 			age = min(max(0, time.Since(st.ModTime())), time.Minute)
 		}
@@ -375,9 +374,9 @@ func (s *Source) publish() {
 			})
 		}
 	}
-	if s.last == nil {
+	if s.publisher.Last() == nil {
 		if s.dirs[""].problem != "" {
-			s.report(in.Problems)
+			s.publisher.Report(in.Problems)
 			return // nothing is known yet
 		}
 		if !s.folder.next().IsZero() && time.Since(s.started) < settleTime {
@@ -385,60 +384,5 @@ func (s *Source) publish() {
 		}
 	}
 	s.stale = false
-	snap := watch.Build(in, s.opt)
-	s.report(snap.Problems)
-	if s.last != nil {
-		snap.Revision = s.last.Revision
-		if reflect.DeepEqual(s.last, snap) {
-			return
-		}
-	}
-	snap.Revision++
-	s.last = snap
-	s.log.Info("snapshot", "revision", snap.Revision, "nodes", len(snap.Nodes), "pools", len(snap.Pools),
-		"blocks", len(snap.Blocks), "peers", len(snap.Peers), "problems", len(snap.Problems))
-	s.cfg.Publish(snap)
-}
-
-// maxReported bounds the lines that one snapshot adds to the log; the status has all
-// problems.
-const maxReported = 100
-
-// report logs each problem when it comes and when it goes, and not in between.
-func (s *Source) report(problems []model.Problem) {
-	now := make(map[model.Problem]bool, len(problems))
-	come, gone := 0, 0
-	for _, p := range problems {
-		if now[p] {
-			continue
-		}
-		now[p] = true
-		if s.reported[p] {
-			continue
-		}
-		if come++; come > maxReported {
-			continue
-		}
-		attrs := []any{"object", p.Object.String(), "source", p.Source, "field", p.Field, "problem", p.Message}
-		if p.Ignored {
-			s.log.Warn("field is not acted on", attrs...)
-		} else {
-			s.log.Error("object is not in force", attrs...)
-		}
-	}
-	for p := range s.reported {
-		if now[p] {
-			continue
-		}
-		if gone++; gone <= maxReported {
-			s.log.Info("problem is gone", "object", p.Object.String(), "source", p.Source, "field", p.Field, "problem", p.Message)
-		}
-	}
-	s.reported = now
-	if come > maxReported {
-		s.log.Error("more objects and fields are not in force", "count", come-maxReported)
-	}
-	if gone > maxReported {
-		s.log.Info("more problems are gone", "count", gone-maxReported)
-	}
+	s.publisher.Update(in)
 }

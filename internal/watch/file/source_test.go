@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/causeway-net/causeway/internal/model"
+	"github.com/causeway-net/causeway/internal/watch"
 )
 
 // running is a Source under test and what it published.
@@ -331,7 +332,7 @@ func TestFloodOfProblems(t *testing.T) {
 	write(t, dir, "a.yaml", poolManifest("a", "10.1.0.0/16"))
 	r.await("the pool alone", func(s *model.Snapshot) bool { return hasPools("a")(s) && len(s.Problems) == 0 })
 	log := r.logged()
-	if lines := strings.Count(log, "\n"); lines > 3*maxReported || !strings.Contains(log, fmt.Sprintf("count=%d", n-maxReported)) {
+	if lines := strings.Count(log, "\n"); lines > 3*watch.MaxReported || !strings.Contains(log, fmt.Sprintf("count=%d", n-watch.MaxReported)) {
 		t.Errorf("%d lines are logged for %d problems that come and go", lines, n)
 	}
 }
