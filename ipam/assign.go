@@ -90,6 +90,10 @@ func (a *Allocator) assign(ctx context.Context, req model.AddressRequest) (model
 		defer a.mu.Unlock()
 		return at.endpoint(), nil
 	}
+	if len(req.NoIPAM) > 0 {
+		a.mu.Unlock()
+		return a.assignOutside(req)
+	}
 	wants, err := a.wants(req)
 	known := a.synced || a.state.whole
 	a.mu.Unlock()
@@ -158,9 +162,17 @@ func newEndpoint(req model.AddressRequest) model.Endpoint {
 func (a *Allocator) recordEndpoint(ep model.Endpoint, blocks []netip.Prefix) *batch {
 	b := a.record(record{Kind: recSet, Endpoint: &ep, Blocks: blocks, At: a.cfg.Now()})
 	for _, block := range blocks {
-		a.dirty[block] = struct{}{}
+		a.touch(block)
 	}
 	return b
+}
+
+// touch notes that a block has to be written. An address without a block, which was given
+// without IPAM, has nothing to write. a.mu is held.
+func (a *Allocator) touch(block netip.Prefix) {
+	if block.IsValid() {
+		a.dirty[block] = struct{}{}
+	}
 }
 
 // adoptOrphan returns the endpoint whose addresses the blocks already give to this key.
@@ -257,7 +269,7 @@ func (a *Allocator) release(ctx context.Context, network, containerID, ifName st
 	now := a.cfg.Now()
 	for _, ep := range out {
 		for _, block := range a.state.endpoints[ep.Key].blocks {
-			a.dirty[block] = struct{}{}
+			a.touch(block)
 		}
 		a.record(record{Kind: recDel, Key: &ep.Key, At: now})
 	}

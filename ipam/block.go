@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -34,9 +35,42 @@ type Store interface {
 	Delete(ctx context.Context, b *Block) error
 	// Get reads one block: ErrNotFound.
 	Get(ctx context.Context, cidr netip.Prefix) (*Block, error)
-	// List reads all blocks, in no particular order. One that cannot be read is left
-	// out (and reported by the Store); its CIDR stays claimed.
-	List(ctx context.Context) ([]*Block, error)
+	// List reads the blocks that q selects, in no particular order and, where there may be
+	// many, page by page as the loop goes on. One that cannot be read is left out (and
+	// reported by the Store); its CIDR stays claimed. An error is the last that is yielded.
+	List(ctx context.Context, q Query) iter.Seq2[*Block, error]
+	// Claimed returns the CIDRs of all blocks, those that cannot be read included. Unless
+	// it is to be fresh the answer may be some seconds old.
+	Claimed(ctx context.Context, fresh bool) ([]netip.Prefix, error)
+}
+
+// Query says which blocks a List reads; the zero Query reads all.
+type Query struct {
+	Owner    string // those that this node owns
+	Borrower string // those of others in which this node has addresses
+}
+
+// Selects reports whether q selects b.
+func (q Query) Selects(b *Block) bool {
+	switch {
+	case q.Owner != "":
+		return b.Node() == q.Owner
+	case q.Borrower != "":
+		return slices.Contains(b.Borrowers(), q.Borrower)
+	}
+	return true
+}
+
+// Collect returns the blocks of a List as a slice.
+func Collect(list iter.Seq2[*Block, error]) ([]*Block, error) {
+	var out []*Block
+	for b, err := range list {
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, nil
 }
 
 // StashPrefix begins the handle of an address that a node has put by: the node's name
@@ -77,6 +111,9 @@ type Block struct {
 	// Revision is the Store's and opaque: it differs between any two states that a block
 	// of this CIDR ever had.
 	Revision string
+	// Stored is the Store's own: what a stored block has beyond what is said here, for a
+	// Store that keeps it through an Update. It is never changed in place.
+	Stored any
 }
 
 // NewBlock returns an empty block owned by node.
@@ -96,6 +133,22 @@ func (b *Block) Node() string {
 		return ""
 	}
 	return n
+}
+
+// Borrowers returns the nodes that have addresses in the block and do not own it, sorted.
+func (b *Block) Borrowers() []string {
+	var out []string
+	owner := b.Node()
+	for _, s := range b.Slots {
+		node := s.Attrs[AttrNode]
+		if s.Handle == "" || node == "" || node == owner {
+			continue
+		}
+		if i, ok := slices.BinarySearch(out, node); !ok {
+			out = slices.Insert(out, i, node)
+		}
+	}
+	return out
 }
 
 // Clone returns a copy that shares nothing that changes.

@@ -306,15 +306,26 @@ func (a *Allocator) vanish(cidr netip.Prefix) {
 	}
 }
 
-// know takes note of which blocks exist. a.mu and the writer's token are held.
-func (a *Allocator) know(list []*Block) {
-	slices.SortFunc(list, func(x, y *Block) int { return x.CIDR.Compare(y.CIDR) })
+// readNames learns which blocks exist. The writer's token is held.
+func (a *Allocator) readNames(ctx context.Context, fresh bool) error {
+	list, err := a.cfg.Store.Claimed(ctx, fresh)
+	if err != nil {
+		return fmt.Errorf("read the names of all blocks: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	slices.SortFunc(list, netip.Prefix.Compare)
 	a.claimed = a.claimed[:0]
-	for _, b := range list {
-		if other, ok := a.claimed.overlapping(b.CIDR); ok {
-			a.log.Error("blocks overlap; remove the one that was made by hand", "block", b.CIDR.String(), "other", other.String())
+	for _, cidr := range list {
+		if other, ok := a.claimed.overlapping(cidr); ok {
+			a.log.Error("blocks overlap; remove the one that was made by hand", "block", cidr.String(), "other", other.String())
 			continue
 		}
-		a.claimed = append(a.claimed, b.CIDR)
+		a.claimed = append(a.claimed, cidr)
 	}
+	for cidr := range a.blocks { // the list may be older than these
+		a.claimed.add(cidr)
+	}
+	a.named, a.namedFresh = a.cfg.Now(), fresh
+	return nil
 }

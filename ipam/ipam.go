@@ -45,11 +45,18 @@ type Config struct {
 	// used, because nothing else keeps two such nodes from claiming the same block.
 	Private bool
 
-	// Batch is how long Run waits, once there is something to write, for more to write
-	// with it; default 50 ms.
+	// Batch is how long Run waits, once a stash runs low, for more to write with the
+	// refill; default 50 ms.
 	Batch time.Duration
-	// Resync is the longest time between two readings of the whole Store; default 5 min.
+	// Linger is how long Run waits for more to write when nobody waits for it: whose an
+	// address is, and what is free again; default 1 s.
+	Linger time.Duration
+	// Resync is the longest time between two readings of this node's blocks; default
+	// 5 min. The wait is drawn between a half and the whole of it.
 	Resync time.Duration
+	// SearchEvery is the least time between two searches of all nodes' blocks for a free
+	// address of a pool, when the first found none; default 0: whenever an ADD asks.
+	SearchEvery time.Duration
 	// BlockIdle is how long a block stays empty before it is given back; default 1 min.
 	BlockIdle time.Duration
 
@@ -70,6 +77,9 @@ func (c *Config) defaults() error {
 	}
 	if c.Batch == 0 {
 		c.Batch = 50 * time.Millisecond
+	}
+	if c.Linger == 0 {
+		c.Linger = time.Second
 	}
 	if c.Resync == 0 {
 		c.Resync = 5 * time.Minute
@@ -105,17 +115,20 @@ type Allocator struct {
 	// the (lost or damaged) journal knows nothing. They stay until DEL or GC names them.
 	orphans map[netip.Addr]orphan
 	dirty   map[netip.Prefix]struct{} // blocks that do not yet say what state says
-	synced  bool                      // the Store was read in full since New
+	synced  bool                      // this node's blocks were read since New
 	adopt   bool                      // an unknown stash mark of ours can be believed to be unused
 	closed  bool
 
 	// What follows belongs to the holder of the writer's token, and of mu as well where
 	// it is changed; so either suffices for reading.
-	blocks   map[netip.Prefix]*Block    // last known version of our own blocks and those we hold addresses of
-	claimed  claims                     // every block known to exist
-	stale    map[netip.Prefix]struct{}  // blocks to be read again before they are written
-	empty    map[netip.Prefix]time.Time // own blocks without a pod, and since when
-	lastSync time.Time
+	blocks  map[netip.Prefix]*Block // last known version of our own blocks and those we hold addresses of
+	claimed claims                  // every block known to exist; all that there are only once named is set
+	named   time.Time               // when the CIDRs of all blocks were read last; zero: never
+	// namedFresh says that this was no reading that may have been old.
+	namedFresh bool
+	stale      map[netip.Prefix]struct{}  // blocks to be read again before they are written
+	empty      map[netip.Prefix]time.Time // own blocks without a pod, and since when
+	lastSync   time.Time
 }
 
 // New opens the journal (it replays it) and returns an Allocator that knows its
@@ -148,6 +161,8 @@ func New(cfg Config) (*Allocator, error) {
 	now := cfg.Now()
 	for _, h := range a.state.holds {
 		switch {
+		case !h.block.IsValid():
+			// Without IPAM: no block speaks of it.
 		case h.state == stashed && !a.state.whole:
 			// A lost record may have given it to a pod: let it rest as if it had.
 			a.record(record{Kind: recFree, Addrs: []netip.Addr{h.addr}, Block: h.block, At: now})
@@ -218,15 +233,15 @@ func (a *Allocator) Ready() error {
 // servable returns nil when one of w's pools has a stashed address or has not failed of
 // late (Run tries again every now and then). a.mu is held.
 func (a *Allocator) servable(w want) error {
-	var errs []error
+	var why reasons
 	for _, name := range w.pools {
 		p := a.pools[name]
 		if p == nil || p.err == nil || a.stashSize(p) > 0 || a.cfg.Now().Sub(p.errAt) > 2*recent {
 			return nil
 		}
-		errs = append(errs, p.err)
+		why = append(why, p.err)
 	}
-	return errors.Join(errs...)
+	return w.refused(why)
 }
 
 func (a *Allocator) wake() {

@@ -120,7 +120,7 @@ func (b *box) flush() {
 
 func blocks(t testing.TB, s ipam.Store) map[string]*ipam.Block {
 	t.Helper()
-	list, err := s.List(ctx)
+	list, err := ipam.Collect(s.List(ctx, ipam.Query{}))
 	if err != nil {
 		t.Fatal(err)
 	}

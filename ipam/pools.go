@@ -12,7 +12,7 @@ import (
 
 const (
 	stashMin  = 8                // addresses put by in a pool that this node has served
-	stashMax  = 16               // the same, after ADDs came faster than refills
+	stashMax  = 64               // the same, after ADDs came faster than refills; half a block at most
 	stashCalm = 5 * time.Minute  // without such a burst the stash is small again
 	recent    = 10 * time.Second // how long a pool that had nothing free is tried last
 
@@ -25,6 +25,7 @@ type pool struct {
 	stash  []netip.Addr // in order of use; entries that are no longer stashed are skipped
 	target int          // how many to put by; 0 until an ADD was served
 	missed time.Time    // when an ADD last found the stash empty
+	grown  uint64       // the refill after which target grew last
 	demand int          // Assigns that wait for a refill
 	full   bool         // no block of the pool is left to claim
 
@@ -32,12 +33,28 @@ type pool struct {
 	err      error  // of the last refill; nil when it brought something
 	errStart uint64 // which refill that was
 	errAt    time.Time
+	// searched is when all nodes' blocks were last searched, if nothing was found.
+	searched time.Time
+}
+
+// grow doubles what is put by, once for each refill that ADDs had to wait for. Half of a
+// block stays for those who borrow.
+func (p *pool) grow(mp *model.Pool, now time.Time) {
+	p.missed = now
+	if p.target == 0 || p.grown == p.started {
+		return
+	}
+	block := 1 << (mp.CIDR.Addr().BitLen() - mp.BlockSize)
+	p.grown = p.started
+	p.target = max(p.target, min(2*p.target, stashMax, block/2))
 }
 
 // want is one address that an ADD needs: a certain one, or one of some pools.
 type want struct {
 	addr  netip.Addr
 	pools []string // names, in the order in which to try them
+	// unused says of the family's other pools why they are not tried.
+	unused []error
 }
 
 // pin is what a compiled selector of internal/selector can do beyond model.Selector: tell
@@ -161,9 +178,8 @@ func (a *Allocator) wants(req model.AddressRequest) ([]want, error) {
 				return nil, err
 			}
 		} else {
-			var why []error
-			w.pools, why = a.automaticPools(is4, node, req)
-			errs = append(errs, why...)
+			w.pools, w.unused = a.automaticPools(is4, node, req)
+			errs = append(errs, w.unused...)
 		}
 		if len(w.pools) > 0 {
 			out = append(out, w)
@@ -173,7 +189,7 @@ func (a *Allocator) wants(req model.AddressRequest) ([]want, error) {
 		if len(errs) == 0 {
 			errs = append(errs, errors.New("there is no IPPool"))
 		}
-		return nil, fmt.Errorf("%w on node %s: %w", ErrNoPool, a.cfg.Node, errors.Join(errs...))
+		return nil, fmt.Errorf("%w on node %s: %w", ErrNoPool, a.cfg.Node, reasons(errs))
 	}
 	return out, nil
 }
@@ -212,7 +228,11 @@ func (a *Allocator) namedPools(names []string, is4 bool, node *model.Node, req m
 		if p.CIDR.Addr().Is4() != is4 {
 			return nil, fmt.Errorf("requested pool %q: %w: %s is of the other IP family", name, ErrNoPool, p.CIDR)
 		}
-		if err := errors.Join(unusable(p, node, a.cfg.Private), refuses(p, req)); err != nil {
+		err := unusable(p, node, a.cfg.Private)
+		if err == nil {
+			err = refuses(p, req)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("requested pool %q: %w: %w", name, ErrNoPool, err)
 		}
 		out = append(out, p.Name)
@@ -308,7 +328,8 @@ func (a *Allocator) poolState(name string) *pool {
 // a.mu is held.
 func (a *Allocator) sortStash() {
 	for name, p := range a.pools {
-		p.stash, p.full, p.err, p.errAt = nil, false, nil, time.Time{}
+		p.stash, p.err, p.errAt, p.searched = nil, nil, time.Time{}, time.Time{}
+		p.full = a.noneLeft(a.poolNamed(name))
 		if a.poolNamed(name) == nil && p.demand == 0 {
 			delete(a.pools, name)
 		}
@@ -324,6 +345,17 @@ func (a *Allocator) sortStash() {
 	for _, h := range free {
 		a.putBy(h)
 	}
+}
+
+// noneLeft reports whether every block of a pool is known to have an owner. a.mu is held.
+func (a *Allocator) noneLeft(mp *model.Pool) bool {
+	if mp == nil || a.named.IsZero() {
+		return false
+	}
+	for range claimable(mp.CIDR, mp.BlockSize, a.cfg.Node, &a.claimed, a.whollyReserved) {
+		return false
+	}
+	return true
 }
 
 // putBy puts a stashed address at the end of its pool's stash, if the pool may use it.

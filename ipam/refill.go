@@ -1,7 +1,6 @@
 package ipam
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +16,7 @@ func (a *Allocator) acquire(ctx context.Context, w want) (*hold, error) {
 		return a.acquireStatic(ctx, w.addr)
 	}
 	var (
-		errs  []error
+		said  reasons
 		later []string
 	)
 	// First the pools in their order; one that lately had nothing is left for the end, so
@@ -42,16 +41,21 @@ func (a *Allocator) acquire(ctx context.Context, w want) (*hold, error) {
 		if err == nil {
 			return h, nil
 		}
-		errs = append(errs, err)
+		said = append(said, err)
 	}
 	for _, name := range later {
 		h, err := a.await(ctx, name)
 		if err == nil {
 			return h, nil
 		}
-		errs = append(errs, err)
+		said = append(said, err)
 	}
-	return nil, errors.Join(errs...)
+	for _, err := range said {
+		if !errors.Is(err, ErrExhausted) && !errors.Is(err, ErrNoPool) {
+			return nil, w.refused(said)
+		}
+	}
+	return nil, fmt.Errorf("%w on node %s: %w", ErrExhausted, a.cfg.Node, w.refused(said))
 }
 
 // served notes that an ADD got an address of the pool. a.mu is held.
@@ -66,8 +70,8 @@ func (a *Allocator) served(name string, p *pool) {
 func (a *Allocator) await(ctx context.Context, name string) (*hold, error) {
 	a.mu.Lock()
 	p := a.poolState(name)
-	if p.target > 0 {
-		p.target, p.missed = stashMax, a.cfg.Now()
+	if mp := a.poolNamed(name); mp != nil {
+		p.grow(mp, a.cfg.Now())
 	}
 	p.demand++
 	seen := p.started
@@ -104,7 +108,7 @@ func (a *Allocator) await(ctx context.Context, name string) (*hold, error) {
 	case h != nil:
 		return a.tookFrom(name, h), nil
 	case err == nil: // someone without a wait took what came
-		err = fmt.Errorf("pool %s: %w", name, ErrExhausted)
+		err = because(ErrExhausted, "pool %s: other ADDs took what was free", name)
 	}
 	return nil, err
 }
@@ -134,14 +138,14 @@ func (a *Allocator) refill(ctx context.Context, name string, urgent bool) error 
 	}
 	a.mu.Unlock()
 	if mp == nil {
-		return fmt.Errorf("pool %s: %w: it was removed", name, ErrNoPool)
+		return because(ErrNoPool, "pool %s: it was removed", name)
 	}
 	if n <= 0 {
 		return nil
 	}
 	got, err := a.fetch(ctx, mp, n, urgent)
 	if err != nil {
-		err = fmt.Errorf("pool %s: %w", name, err)
+		err = fmt.Errorf("pool %s (%s): %w", name, mp.CIDR, err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -160,7 +164,7 @@ func (a *Allocator) refill(ctx context.Context, name string, urgent bool) error 
 // fetch marks up to n addresses of a pool and returns how many. Unless it is urgent it
 // leaves other nodes' blocks alone, and claims a block only when the stash is empty.
 func (a *Allocator) fetch(ctx context.Context, mp *model.Pool, n int, urgent bool) (got int, err error) {
-	var errs []error
+	var errs reasons
 	for _, cidr := range a.ownBlocks(mp.CIDR) {
 		if got >= n {
 			return got, nil
@@ -181,14 +185,14 @@ func (a *Allocator) fetch(ctx context.Context, mp *model.Pool, n int, urgent boo
 			errs = append(errs, err)
 		}
 	}
-	if got < waiting && urgent && (len(errs) == 0 || errors.Is(errors.Join(errs...), ErrExhausted)) {
+	if got < waiting && urgent && (len(errs) == 0 || errors.Is(errs, ErrExhausted)) {
 		k, err := a.borrow(ctx, mp, waiting-got)
 		got += k
 		if err != nil {
 			errs = append(errs, err)
 		}
 	}
-	return got, errors.Join(errs...)
+	return got, errs.orNil()
 }
 
 // ownBlocks returns this node's blocks inside a prefix, in order.
@@ -212,10 +216,10 @@ func (a *Allocator) mayClaim(mp *model.Pool) error {
 		return err
 	}
 	if err := unusable(mp, node, a.cfg.Private); err != nil {
-		return fmt.Errorf("%w: %w", ErrNoPool, err)
+		return because(ErrNoPool, "%v", err)
 	}
 	if !a.snap.IPAM.AutoAllocateBlocks {
-		return fmt.Errorf("%w: blocks of node %s are full and IPAMConfiguration autoAllocateBlocks is false", ErrExhausted, a.cfg.Node)
+		return because(ErrExhausted, "blocks of node %s are full and IPAMConfiguration autoAllocateBlocks is false", a.cfg.Node)
 	}
 	own := 0
 	for cidr, b := range a.blocks {
@@ -224,7 +228,7 @@ func (a *Allocator) mayClaim(mp *model.Pool) error {
 		}
 	}
 	if own >= a.snap.IPAM.MaxBlocksPerHost {
-		return fmt.Errorf("%w: blocks of node %s are full and it has %d, which is IPAMConfiguration maxBlocksPerHost", ErrExhausted, a.cfg.Node, own)
+		return because(ErrExhausted, "blocks of node %s are full and it has %d, which is IPAMConfiguration maxBlocksPerHost", a.cfg.Node, own)
 	}
 	return nil
 }
@@ -250,23 +254,57 @@ func (a *Allocator) claim(ctx context.Context, mp *model.Pool, n int) (got int, 
 	return got, nil
 }
 
+// maxClashes is how many claims may fail against another node's before the names of all
+// blocks are read again.
+const maxClashes = 2
+
+// claimOne creates one block of a pool. Which are free it knows from names that may be
+// old: the create decides. Before it says that none is left it reads them anew.
 func (a *Allocator) claimOne(ctx context.Context, mp *model.Pool, n int) (int, error) {
+	fresh := false // the names were just read
+	if a.named.IsZero() {
+		if err := a.readNames(ctx, false); err != nil {
+			return 0, err
+		}
+	}
+	for {
+		k, err := a.claimKnown(ctx, mp, n)
+		if k > 0 || err != nil && !errors.Is(err, ErrExists) {
+			return k, err
+		}
+		if err == nil && (fresh || a.namedFresh && a.cfg.Now().Sub(a.named) < a.cfg.SearchEvery) {
+			a.mu.Lock()
+			a.poolState(mp.Name).full = true
+			a.mu.Unlock()
+			return 0, because(ErrExhausted, "every block has an owner")
+		}
+		if err := a.readNames(ctx, true); err != nil {
+			return 0, err
+		}
+		fresh = true
+	}
+}
+
+// claimKnown creates a block that is not known to exist: 0, nil when there is none, and
+// ErrExists after maxClashes.
+func (a *Allocator) claimKnown(ctx context.Context, mp *model.Pool, n int) (int, error) {
 	reserved := func(p netip.Prefix) (netip.Prefix, bool) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		return a.whollyReserved(p)
 	}
+	clashes := 0
 	for cidr := range claimable(mp.CIDR, mp.BlockSize, a.cfg.Node, &a.claimed, reserved) {
 		k, err := a.create(ctx, cidr, n, netip.Addr{})
-		if errors.Is(err, ErrExists) {
-			continue // create made it known
+		if err == nil || !errors.Is(err, ErrExists) {
+			return k, err
 		}
-		return k, err
+		// create made it known
+		if clashes++; clashes == maxClashes {
+			return 0, err
+		}
 	}
-	a.mu.Lock()
-	a.poolState(mp.Name).full = true
-	a.mu.Unlock()
-	return 0, fmt.Errorf("%w: every block of %s has an owner", ErrExhausted, mp.CIDR)
+	return 0, nil
 }
 
 // create claims a block, with up to n addresses (or the exact one) marked as stash. After
@@ -313,62 +351,13 @@ func (a *Allocator) meet(ctx context.Context, cidr netip.Prefix) error {
 		return nil
 	}
 	// Of another size, or gone again.
-	list, err := a.cfg.Store.List(ctx)
-	if err != nil {
-		return fmt.Errorf("read blocks: %w", err)
+	if err := a.readNames(ctx, true); err != nil {
+		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.know(list)
 	a.claimed.add(cidr)
 	return nil
-}
-
-// borrow marks up to n addresses in other nodes' blocks.
-func (a *Allocator) borrow(ctx context.Context, mp *model.Pool, n int) (got int, err error) {
-	a.mu.Lock()
-	strict := a.snap.IPAM.StrictAffinity
-	a.mu.Unlock()
-	if strict {
-		return 0, nil // the caller has said why there is nothing of our own
-	}
-	list, err := a.cfg.Store.List(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("read blocks: %w", err)
-	}
-	a.mu.Lock()
-	a.know(list)
-	a.mu.Unlock()
-	list = slices.DeleteFunc(list, func(b *Block) bool {
-		nodes := b.Affinity == "" || b.Node() != ""
-		return !nodes || b.Free() == 0 || !mp.CIDR.Contains(b.CIDR.Addr())
-	})
-	// Our own first (a borrower may have freed something there), then the emptiest: its
-	// owner misses an address least.
-	slices.SortFunc(list, func(x, y *Block) int {
-		return cmp.Or(
-			-compareBool(x.Node() == a.cfg.Node, y.Node() == a.cfg.Node),
-			cmp.Compare(y.Free(), x.Free()),
-			x.CIDR.Compare(y.CIDR))
-	})
-	var errs []error
-	for _, b := range list {
-		if got >= n {
-			break
-		}
-		a.mu.Lock()
-		a.absorb(b)
-		a.mu.Unlock()
-		k, err := a.writeBlock(ctx, b.CIDR, b, n-got, netip.Addr{})
-		got += k
-		if err != nil && !errors.Is(err, ErrNotFound) {
-			errs = append(errs, err)
-		}
-	}
-	if got == 0 && len(errs) == 0 {
-		errs = append(errs, fmt.Errorf("%w: no block of %s has a free address", ErrExhausted, mp.CIDR))
-	}
-	return got, errors.Join(errs...)
 }
 
 // acquireStatic gets one certain address. It does not wait for a cooldown: whoever names
@@ -454,15 +443,4 @@ func (a *Allocator) markExact(ctx context.Context, addr netip.Addr) error {
 	}
 	_, err = a.writeBlock(ctx, cidr, b, 1, addr)
 	return err
-}
-
-// compareBool orders false before true.
-func compareBool(x, y bool) int {
-	switch {
-	case x == y:
-		return 0
-	case x:
-		return 1
-	}
-	return -1
 }

@@ -42,11 +42,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 			case <-ctx.Done():
 			case <-timer.C:
 			case <-a.poke:
-				timer.Reset(a.cfg.Batch)
-				select {
-				case <-ctx.Done():
-				case <-timer.C:
-				}
+				a.gather(ctx, timer)
 			}
 		}
 		timer.Stop()
@@ -73,6 +69,41 @@ func (a *Allocator) Run(ctx context.Context) error {
 			failing, backoff = false, 0
 		}
 	}
+}
+
+// gather waits, after a poke, for more to write: until the batch that a low stash allows
+// or the longer one of everything else is over.
+func (a *Allocator) gather(ctx context.Context, timer *time.Timer) {
+	for began := time.Now(); ; {
+		left := a.patience() - time.Since(began)
+		if left <= 0 {
+			return
+		}
+		timer.Reset(left)
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			return
+		case <-a.poke: // perhaps the stash is low by now
+		}
+	}
+}
+
+// patience is how long what is to be written may wait for more. Where a pool has no block
+// left, another node may be waiting for what is given back.
+func (a *Allocator) patience() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.synced || len(a.lowPools()) > 0 {
+		return a.cfg.Batch
+	}
+	for _, p := range a.pools {
+		if p.full {
+			return a.cfg.Batch
+		}
+	}
+	return max(a.cfg.Batch, a.cfg.Linger)
 }
 
 // soon returns how long Run may rest for what memory knows of: blocks that will have been
@@ -118,7 +149,7 @@ func (a *Allocator) pass(ctx context.Context) error {
 }
 
 // Flush does at once what Run does in time: afterwards the blocks say what the journal
-// says. With resync it first reads the whole Store. It needs a snapshot.
+// says. With resync it first reads this node's blocks. It needs a snapshot.
 func (a *Allocator) Flush(ctx context.Context, resync bool) error {
 	if err := a.lockWriter(ctx); err != nil {
 		return err
@@ -135,7 +166,7 @@ func (a *Allocator) Flush(ctx context.Context, resync bool) error {
 	return a.tidy(ctx)
 }
 
-// read makes sure that the Store was read in full since New.
+// read makes sure that this node's blocks were read since New.
 func (a *Allocator) read(ctx context.Context) error {
 	if err := a.lockWriter(ctx); err != nil {
 		return err
@@ -154,40 +185,75 @@ func (a *Allocator) ensureRead(ctx context.Context) error {
 	return nil
 }
 
-// resync reads all blocks and compares them with the state.
+// Blocks that a cluster has before their names are read with care: few are read at every
+// resync, so that a small pool that runs out is soon known to be full and gives up its
+// stashes; many are read once an hour, and when a claim finds them to have changed.
+const (
+	fewBlocks  = 512
+	namesEvery = time.Hour
+)
+
+// resync reads this node's blocks, and those in which it has addresses, and compares them
+// with the state.
 func (a *Allocator) resync(ctx context.Context) error {
-	list, err := a.cfg.Store.List(ctx)
+	list, err := Collect(a.cfg.Store.List(ctx, Query{Owner: a.cfg.Node}))
+	if err == nil {
+		var borrowed []*Block
+		borrowed, err = Collect(a.cfg.Store.List(ctx, Query{Borrower: a.cfg.Node}))
+		list = append(list, borrowed...)
+	}
 	if err != nil {
 		return fmt.Errorf("read blocks: %w", err)
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.know(list)
-	a.rehome()
-	for _, cidr := range slices.Concat(slices.Collect(maps.Keys(a.blocks)), slices.Collect(maps.Keys(a.state.byBlock))) {
-		if c, ok := a.claimed.containing(cidr.Addr()); !ok || c != cidr {
-			a.vanish(cidr)
+	there := make(map[netip.Prefix]bool, len(list))
+	for _, b := range list {
+		there[b.CIDR] = true
+	}
+	var gone []netip.Prefix
+	lost := false
+	for _, cidr := range a.expected() {
+		if there[cidr] {
+			continue
+		}
+		// Somebody else's by now, or Calico's, which keeps no label of borrowers.
+		b, err := a.cfg.Store.Get(ctx, cidr)
+		switch {
+		case err == nil:
+			there[cidr] = true
+			list = append(list, b)
+		case errors.Is(err, ErrNotFound):
+			gone = append(gone, cidr)
+			a.mu.Lock()
+			lost = lost || len(a.state.byBlock[cidr]) > 0
+			a.mu.Unlock()
+		default:
+			a.log.Warn("block cannot be read and is left alone", "block", cidr.String(), "error", err)
 		}
 	}
-	for addr, o := range a.orphans {
-		if _, ok := a.claimed.containing(o.block.Addr()); !ok {
-			delete(a.orphans, addr)
+	if a.namesDue() || lost {
+		if err := a.readNames(ctx, lost); err != nil {
+			return err
 		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, b := range list {
+		a.claimed.add(b.CIDR)
+	}
+	if lost {
+		a.rehome()
+	}
+	for _, cidr := range gone {
+		a.vanish(cidr)
 	}
 	for _, b := range list {
 		a.absorb(b)
 	}
 	for name, p := range a.pools {
-		mp := a.poolNamed(name)
-		if mp == nil {
-			continue
+		if mp := a.poolNamed(name); mp != nil {
+			p.full = a.noneLeft(mp)
+			p.errAt = time.Time{}
 		}
-		p.full = true
-		for range claimable(mp.CIDR, mp.BlockSize, a.cfg.Node, &a.claimed, a.whollyReserved) {
-			p.full = false
-			break
-		}
-		p.errAt = time.Time{}
 	}
 	a.synced, a.adopt, a.lastSync = true, true, a.cfg.Now()
 	if len(a.orphans) == 0 && !a.state.whole {
@@ -196,15 +262,41 @@ func (a *Allocator) resync(ctx context.Context) error {
 	return nil
 }
 
+// expected returns the blocks that must be there as far as this node knows: its own, and
+// those in which it holds addresses.
+func (a *Allocator) expected() []netip.Prefix {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	known := map[netip.Prefix]bool{}
+	for cidr := range a.blocks {
+		known[cidr] = true
+	}
+	for cidr := range a.state.byBlock {
+		known[cidr] = true
+	}
+	for _, o := range a.orphans {
+		known[o.block] = true
+	}
+	delete(known, netip.Prefix{}) // of addresses without IPAM
+	return slices.SortedFunc(maps.Keys(known), netip.Prefix.Compare)
+}
+
+// namesDue reports whether a resync reads which blocks exist: not before this node has
+// claimed, or tried to.
+func (a *Allocator) namesDue() bool {
+	return !a.named.IsZero() && (len(a.claimed) <= fewBlocks || a.cfg.Now().Sub(a.named) >= namesEvery)
+}
+
 // rehome moves holds to the block that contains them now, which has another size than the
 // one they were made in if an operator changed the pool and removed the block. a.mu is
 // held.
 func (a *Allocator) rehome() {
 	for _, h := range slices.Collect(maps.Values(a.state.holds)) {
 		cidr, ok := a.claimed.containing(h.addr)
-		if !ok || cidr == h.block {
+		if !ok || cidr == h.block || !h.block.IsValid() {
 			continue
 		}
+		a.touch(cidr)
 		switch h.state {
 		case stashed:
 			if !h.taken { // without a mark in its block it is nobody's; with one it is adopted
@@ -247,10 +339,13 @@ func (a *Allocator) tidy(ctx context.Context) error {
 func (a *Allocator) returnStash() {
 	now := a.cfg.Now()
 	for name, p := range a.pools {
+		mp := a.poolNamed(name)
 		if p.target > stashMin && now.Sub(p.missed) > stashCalm {
 			p.target = stashMin
+			for n := a.stashSize(p) - 2*p.target; n > 0 && mp != nil; n-- {
+				a.takeStashed(p).taken = false
+			}
 		}
-		mp := a.poolNamed(name)
 		if mp == nil || p.demand > 0 {
 			continue
 		}

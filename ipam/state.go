@@ -23,7 +23,7 @@ const (
 // hold is an address that is ours, as the journal has it.
 type hold struct {
 	addr   netip.Addr
-	block  netip.Prefix
+	block  netip.Prefix // the zero Prefix: given without IPAM, no block has it
 	state  holdState
 	key    model.AttachmentKey // inUse: whose
 	handle string              // inUse, freeing: the handle the block shows or will show
@@ -131,7 +131,7 @@ func (s *state) apply(r record) {
 			if h := s.holds[a]; h == nil || h.state != inUse || h.key != *r.Key {
 				continue
 			}
-			if r.Kind == recDrop {
+			if r.Kind == recDrop || !at.blocks[i].IsValid() {
 				s.forget(a)
 				continue
 			}

@@ -22,6 +22,9 @@ type AddressRequest struct {
 	// Addresses asks for exactly these (cni.projectcalico.org/ipAddrs); at most one of
 	// each family.
 	Addresses []netip.Addr
+	// NoIPAM gives exactly these, which no pool holds (cni.projectcalico.org/ipAddrsNoIpam);
+	// at most one of each family, and nothing else is asked for then.
+	NoIPAM []netip.Addr
 	// IPv4Pools and IPv6Pools restrict the choice to these pools, by name or CIDR, in
 	// that order (cni.projectcalico.org/ipv4pools, ipv6pools).
 	IPv4Pools, IPv6Pools []string

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -25,6 +26,7 @@ import (
 
 	v3 "github.com/causeway-net/causeway/api/v3"
 	"github.com/causeway-net/causeway/ipam"
+	"github.com/causeway-net/causeway/ipam/manifest"
 )
 
 const (
@@ -187,21 +189,6 @@ func (s *Store) path(cidr netip.Prefix) string {
 	return filepath.Join(s.blocks, v3.BlockName(cidr)+blockExt)
 }
 
-// prefixOf undoes v3.BlockName.
-func prefixOf(name string) (netip.Prefix, bool) {
-	i := strings.LastIndexByte(name, '-')
-	if i < 0 {
-		return netip.Prefix{}, false
-	}
-	addr, length := name[:i], name[i+1:]
-	for _, sep := range []string{".", ":"} {
-		if p, err := netip.ParsePrefix(strings.ReplaceAll(addr, "-", sep) + "/" + length); err == nil && v3.BlockName(p) == name {
-			return p, true
-		}
-	}
-	return netip.Prefix{}, false
-}
-
 // A revision is the sequence number and a checksum of the whole file, so that an edit by
 // hand, which leaves the number alone, is a change as well.
 func revision(seq uint64, data []byte) string {
@@ -225,7 +212,7 @@ func (s *Store) Create(ctx context.Context, b *ipam.Block) error {
 			if !ok {
 				continue
 			}
-			if p, ok := prefixOf(name); ok && p.Overlaps(b.CIDR) {
+			if p, ok := manifest.ParseName(name); ok && p.Overlaps(b.CIDR) {
 				return fmt.Errorf("block %s: %w: %s", b.CIDR, ipam.ErrExists, e.Name())
 			}
 		}
@@ -333,9 +320,47 @@ func (s *Store) read(cidr netip.Prefix) (*ipam.Block, error) {
 	return b, nil
 }
 
-// List reads all blocks: ipam.Store. One that cannot be read is logged and left out; its
+// List reads blocks: ipam.Store. One that cannot be read is logged and left out; its
 // name still keeps others from claiming its addresses.
-func (s *Store) List(ctx context.Context) ([]*ipam.Block, error) {
+func (s *Store) List(ctx context.Context, q ipam.Query) iter.Seq2[*ipam.Block, error] {
+	return func(yield func(*ipam.Block, error) bool) {
+		blocks, err := s.list(ctx)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		for _, b := range blocks {
+			if q.Selects(b) && !yield(b, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Claimed returns the CIDRs that the names of the files say: ipam.Store.
+func (s *Store) Claimed(ctx context.Context, _ bool) ([]netip.Prefix, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := s.mounted(); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(s.blocks)
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Prefix
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), blockExt); ok {
+			if p, ok := manifest.ParseName(name); ok {
+				out = append(out, p)
+			}
+		}
+	}
+	return out, nil
+}
+
+func (s *Store) list(ctx context.Context) ([]*ipam.Block, error) {
 	var out []*ipam.Block
 	err := s.locked(ctx, func() error {
 		if err := s.mounted(); err != nil {
@@ -350,7 +375,7 @@ func (s *Store) List(ctx context.Context) ([]*ipam.Block, error) {
 			if !ok || strings.HasPrefix(e.Name(), ".") {
 				continue
 			}
-			p, ok := prefixOf(name)
+			p, ok := manifest.ParseName(name)
 			if !ok {
 				s.log.Error("not a block: its name is no CIDR with dashes, as 10-244-0-0-26.yaml is", "file", e.Name())
 				continue

@@ -90,12 +90,12 @@ func TestQuote(t *testing.T) {
 func TestNames(t *testing.T) {
 	for _, p := range []string{"10.0.0.0/26", "0.0.0.0/0", "fd00:10:244::/122", "::/116", "2001:db8:1:2:3:4:5:0/120", "fd00::a:0:0:40/122"} {
 		want := netip.MustParsePrefix(p)
-		if got, ok := prefixOf(v3.BlockName(want)); !ok || got != want {
+		if got, ok := manifest.ParseName(v3.BlockName(want)); !ok || got != want {
 			t.Errorf("%s: %s %t", want, got, ok)
 		}
 	}
 	for _, name := range []string{"", "pool", "10-0-0-0", "10-0-0-1-26", "10-0-0-0-33"} {
-		if p, ok := prefixOf(name); ok {
+		if p, ok := manifest.ParseName(name); ok {
 			t.Errorf("%q is taken for %s", name, p)
 		}
 	}
@@ -170,7 +170,7 @@ func TestOneWinner(t *testing.T) {
 				t.Error(err)
 			}
 			for n := 0; n < 5; {
-				list, err := s.List(ctx)
+				list, err := ipam.Collect(s.List(ctx, ipam.Query{}))
 				if err != nil || len(list) != 1 {
 					t.Errorf("List: %v %v", list, err)
 					return
@@ -185,7 +185,7 @@ func TestOneWinner(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	list, err := open(t, dir).List(ctx)
+	list, err := ipam.Collect(open(t, dir).List(ctx, ipam.Query{}))
 	if err != nil || claimed.Load() != 1 || !strings.HasPrefix(list[0].Revision, "41.") {
 		t.Errorf("%d claims, %v, %v; want 1 claim and 40 updates", claimed.Load(), list[0].Revision, err)
 	}
@@ -213,7 +213,7 @@ func TestLeftoversAndBadFiles(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(blocks, ".tmp-10-0-0-0-26")); !os.IsNotExist(err) {
 		t.Errorf("temporary file is still there: %v", err)
 	}
-	list, err := s.List(ctx)
+	list, err := ipam.Collect(s.List(ctx, ipam.Query{}))
 	if err != nil || len(list) != 1 {
 		t.Errorf("List: %v %v, want the one good block", list, err)
 	}
@@ -288,7 +288,7 @@ func TestFolderReplaced(t *testing.T) {
 	if err := os.Rename(filepath.Join(dir, "ipam"), filepath.Join(dir, "under")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := early.List(ctx); err == nil {
+	if _, err := ipam.Collect(early.List(ctx, ipam.Query{})); err == nil {
 		t.Error("a folder that is away was read")
 	}
 	other := open(t, dir)
@@ -311,7 +311,7 @@ func TestFolderReplaced(t *testing.T) {
 	if err := early.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := early.List(ctx); !errors.Is(err, os.ErrClosed) {
+	if _, err := ipam.Collect(early.List(ctx, ipam.Query{})); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
 }
@@ -327,7 +327,7 @@ func TestNotMounted(t *testing.T) {
 	if err := s.Create(ctx, block("10.0.0.0/26")); err == nil || !strings.Contains(err.Error(), "mounted") {
 		t.Errorf("Create: %v", err)
 	}
-	if _, err := s.List(ctx); err == nil {
+	if _, err := ipam.Collect(s.List(ctx, ipam.Query{})); err == nil {
 		t.Error("no blocks are known and it is said that there are none")
 	}
 	if err := os.WriteFile(filepath.Join(dir, "pools.yaml"), nil, 0o644); err != nil {
@@ -336,7 +336,7 @@ func TestNotMounted(t *testing.T) {
 	if err := s.Create(ctx, block("10.0.0.0/26")); err != nil {
 		t.Error(err)
 	}
-	if list, err := s.List(ctx); err != nil || len(list) != 1 {
+	if list, err := ipam.Collect(s.List(ctx, ipam.Query{})); err != nil || len(list) != 1 {
 		t.Errorf("List: %v %v", list, err)
 	}
 }

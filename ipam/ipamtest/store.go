@@ -7,7 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -108,14 +111,29 @@ func (s *Store) Get(_ context.Context, cidr netip.Prefix) (*ipam.Block, error) {
 }
 
 // List implements ipam.Store.
-func (s *Store) List(context.Context) ([]*ipam.Block, error) {
+func (s *Store) List(_ context.Context, q ipam.Query) iter.Seq2[*ipam.Block, error] {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := make([]*ipam.Block, 0, len(s.blocks))
+	var out []*ipam.Block
 	for _, b := range s.blocks {
-		out = append(out, b.Clone())
+		if q.Selects(b) {
+			out = append(out, b.Clone())
+		}
 	}
-	return out, nil
+	return func(yield func(*ipam.Block, error) bool) {
+		for _, b := range out {
+			if !yield(b, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Claimed implements ipam.Store.
+func (s *Store) Claimed(context.Context, bool) ([]netip.Prefix, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.blocks)), nil
 }
 
 // ErrAway is what a Client answers while its Store is away.
@@ -267,10 +285,28 @@ func (c *Client) Get(ctx context.Context, cidr netip.Prefix) (*ipam.Block, error
 	return c.Store.Get(ctx, cidr)
 }
 
-// List implements ipam.Store.
-func (c *Client) List(ctx context.Context) ([]*ipam.Block, error) {
+// List implements ipam.Store. It may fail at any block.
+func (c *Client) List(ctx context.Context, q ipam.Query) iter.Seq2[*ipam.Block, error] {
+	return func(yield func(*ipam.Block, error) bool) {
+		for b, err := range c.Store.List(ctx, q) {
+			if c.roll(ctx, false) != none {
+				yield(nil, ErrAway)
+				return
+			}
+			if !yield(b, err) {
+				return
+			}
+		}
+		if c.roll(ctx, false) != none {
+			yield(nil, ErrAway)
+		}
+	}
+}
+
+// Claimed implements ipam.Store.
+func (c *Client) Claimed(ctx context.Context, fresh bool) ([]netip.Prefix, error) {
 	if c.roll(ctx, false) != none {
 		return nil, ErrAway
 	}
-	return c.Store.List(ctx)
+	return c.Store.Claimed(ctx, fresh)
 }

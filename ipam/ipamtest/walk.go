@@ -164,7 +164,7 @@ func (x *walk) start(n *node) {
 	n.badDisk.Store(false)
 	a, err := ipam.New(ipam.Config{
 		Node: n.name, Store: n.client, JournalDir: n.dir, Log: x.log, Now: x.clock,
-		Batch: time.Millisecond, Resync: time.Hour, BlockIdle: 20 * time.Second,
+		Batch: time.Millisecond, Linger: time.Millisecond, Resync: time.Hour, BlockIdle: 20 * time.Second,
 		SyncFile: func(f *os.File) error { return n.sync(f) },
 	})
 	if err != nil {
@@ -492,7 +492,7 @@ func (n *node) debts() []model.AttachmentKey {
 }
 
 func (x *walk) world() ([]*ipam.Block, map[string][]model.Endpoint) {
-	blocks, err := x.nodes[0].client.Store.List(context.Background())
+	blocks, err := ipam.Collect(x.nodes[0].client.Store.List(context.Background(), ipam.Query{}))
 	if err != nil {
 		x.t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,6 +15,21 @@ import (
 	v3 "github.com/causeway-net/causeway/api/v3"
 	"github.com/causeway-net/causeway/ipam"
 )
+
+// ParseName undoes v3.BlockName.
+func ParseName(name string) (netip.Prefix, bool) {
+	i := strings.LastIndexByte(name, '-')
+	if i < 0 {
+		return netip.Prefix{}, false
+	}
+	addr, length := name[:i], name[i+1:]
+	for _, sep := range []string{".", ":"} {
+		if p, err := netip.ParsePrefix(strings.ReplaceAll(addr, "-", sep) + "/" + length); err == nil && v3.BlockName(p) == name {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
 
 // How a block's slots stand in an IPAMBlock: an address with a handle points to an
 // attribute; one that rests after its release points to an attribute without a handle
