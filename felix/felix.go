@@ -21,6 +21,7 @@ type Routes interface {
 	Update(model.Owner, model.RouteUpdate)
 	Replace(model.Owner, []model.Route)
 	InSync(model.Owner)
+	Guard(own, others []netip.Addr)
 	Wait(context.Context, ...netip.Prefix) error
 }
 
@@ -69,6 +70,7 @@ func (d *Dataplane) Set(snap *model.Snapshot) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.own = dataplane.OwnBlocks(snap, d.cfg.Node)
+	d.cfg.Routes.Guard(dataplane.Guarded(snap, d.cfg.Node))
 	d.cfg.Routes.Replace(model.OwnerBlock, dataplane.BlockRoutes(d.own))
 	d.cfg.Routes.InSync(model.OwnerBlock)
 	var outside []netip.Addr

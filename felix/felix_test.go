@@ -16,6 +16,8 @@ import (
 type fakeRoutes struct {
 	have   map[model.Owner]map[netip.Prefix]model.Route
 	synced []model.Owner
+	// guarded are the addresses of this node, and of others.
+	guarded [2][]netip.Addr
 }
 
 func newFakeRoutes() *fakeRoutes {
@@ -34,6 +36,9 @@ func (f *fakeRoutes) Update(o model.Owner, u model.RouteUpdate) {
 	for _, p := range u.Delete {
 		delete(f.have[o], p)
 	}
+}
+func (f *fakeRoutes) Guard(own, others []netip.Addr) {
+	f.guarded = [2][]netip.Addr{own, others}
 }
 func (f *fakeRoutes) InSync(o model.Owner) { f.synced = append(f.synced, o) }
 func (f *fakeRoutes) Wait(_ context.Context, ps ...netip.Prefix) error {
@@ -67,7 +72,13 @@ func TestLifeOfAPod(t *testing.T) {
 		t.Errorf("in sync before the snapshot: %v", routes.synced)
 	}
 
-	d.Set(&model.Snapshot{Blocks: []model.Block{{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Node: "a"}}})
+	d.Set(&model.Snapshot{
+		Nodes:  []model.Node{{Name: "a", IPv4: netip.MustParsePrefix("192.0.2.1/24")}, {Name: "b", IPv4: netip.MustParsePrefix("192.0.2.2/24")}},
+		Blocks: []model.Block{{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Node: "a"}},
+	})
+	if g := routes.guarded; !slices.Equal(g[0], []netip.Addr{netip.MustParseAddr("192.0.2.1")}) || !slices.Equal(g[1], []netip.Addr{netip.MustParseAddr("192.0.2.2")}) {
+		t.Errorf("guarded: %v", g)
+	}
 	if len(routes.have[model.OwnerBlock]) != 1 || len(outside) != 0 {
 		t.Errorf("blocks %v, outside %v", routes.have[model.OwnerBlock], outside)
 	}

@@ -72,3 +72,17 @@ func TestOutside(t *testing.T) {
 		}
 	}
 }
+
+func TestGuarded(t *testing.T) {
+	snap := &model.Snapshot{
+		Nodes: []model.Node{{Name: "a", IPv4: prefix("192.0.2.1/24"), IPv6: prefix("fd00::1/64")}, {Name: "b", IPv4: prefix("192.0.2.2/32")}},
+		Peers: []model.BGPPeer{{Name: "tor", PeerIP: addr("192.0.2.254")}, {Name: "by-selector"}},
+	}
+	own, others := Guarded(snap, "a")
+	if want := []netip.Addr{addr("192.0.2.1"), addr("fd00::1")}; !slices.Equal(own, want) {
+		t.Errorf("own: got %v, want %v", own, want)
+	}
+	if want := []netip.Addr{addr("192.0.2.2"), addr("192.0.2.254")}; !slices.Equal(others, want) {
+		t.Errorf("others: got %v, want %v", others, want)
+	}
+}

@@ -38,6 +38,7 @@ type core struct {
 	sets       map[string]*nextHopSet
 	hops       map[model.NextHop]*nextHop
 	targets    bart.Table[*target]
+	guard      guard
 	linkDeps   map[int32]map[*nextHop]struct{}
 	nameDeps   map[string]map[*nextHop]struct{}
 	dirtyHops  []*nextHop
@@ -94,6 +95,7 @@ type cand struct {
 	inOwner int32 // place in ownerState.cands
 	owner   ownerIndex
 	implied bool // the metric is the owner's, not the route's
+	shunned bool // left out, since it would lead a guarded address astray
 }
 
 // fibEntry is one route of the kernel.
@@ -129,6 +131,7 @@ func newCore(proto uint8, metric uint32, owners []model.Owner) *core {
 		sets: map[string]*nextHopSet{}, hops: map[model.NextHop]*nextHop{},
 		linkDeps: map[int32]map[*nextHop]struct{}{}, nameDeps: map[string]map[*nextHop]struct{}{},
 		failed: map[*entry]*failure{}, conflicts: map[*entry]struct{}{}, healed: map[*entry]*heals{},
+		guard: guard{subnets: map[netip.Prefix]int{}, shunned: map[*entry]struct{}{}},
 	}
 	c.empty = c.intern(nil)
 	c.empty.refs++
@@ -210,6 +213,7 @@ func (c *core) set(o ownerIndex, r model.Route) {
 		k.inOwner = int32(len(own.cands))
 		own.cands = append(own.cands, k)
 		c.use(k)
+		c.judge(k)
 	case k.set == set && k.metric == metric:
 		k.implied = implied
 		return
@@ -281,6 +285,9 @@ func (c *core) unset(o ownerIndex, p netip.Prefix) {
 			own.cands[len(own.cands)-1] = nil
 			own.cands = own.cands[:len(own.cands)-1]
 			c.unuse(k)
+			if k.shunned {
+				delete(c.guard.shunned, e)
+			}
 			delete(c.failed, e)
 			c.enqueue(e)
 			c.changed(p)

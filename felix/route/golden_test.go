@@ -19,9 +19,10 @@ import (
 // golden says what the kernel shall have, the slow way: from the candidates, the foreign
 // routes and the links, with nothing remembered.
 type golden struct {
-	cands map[netip.Prefix]map[model.Owner]model.Route
-	kern  *fakeKernel
-	fib   []fibRoute // kern's, at this rest
+	cands       map[netip.Prefix]map[model.Owner]model.Route
+	kern        *fakeKernel
+	own, others []netip.Addr // guarded
+	fib         []fibRoute   // kern's, at this rest
 }
 
 func (g *golden) sorted(p netip.Prefix) []model.Route {
@@ -32,9 +33,41 @@ func (g *golden) sorted(p netip.Prefix) []model.Route {
 	slices.Sort(owners)
 	var out []model.Route
 	for _, o := range owners {
+		if o == model.OwnerBGP && g.astray(p) {
+			continue
+		}
 		out = append(out, g.cands[p][o])
 	}
 	return out
+}
+
+// astray reports whether a learned route at p would lead a guarded address away.
+func (g *golden) astray(p netip.Prefix) bool {
+	if p.IsSingleIP() && slices.Contains(g.own, p.Addr()) {
+		return true
+	}
+	for _, a := range slices.Concat(g.own, g.others) {
+		var best *fibRoute // the foreign route that a takes
+		for _, r := range g.fib {
+			if r.proto == 82 && !r.local || !r.prefix.Contains(a) {
+				continue
+			}
+			if best == nil || r.prefix.Bits() > best.prefix.Bits() || r.prefix.Bits() == best.prefix.Bits() &&
+				(r.local && !best.local || r.local == best.local && r.metric < best.metric) {
+				best = &r
+			}
+		}
+		if best == nil || best.local || best.typ != typeUnicast || !p.Contains(a) || best.prefix.Bits() >= p.Bits() {
+			continue
+		}
+		if !slices.ContainsFunc(best.hops, func(h hop) bool {
+			l := g.kern.byIndex(h.dev)
+			return h.gw.IsValid() || l == nil || !l.running
+		}) {
+			return true
+		}
+	}
+	return false
 }
 
 func metricOf(r model.Route) uint32 { return uint32(cmp.Or(r.Metric, 1024)) }
@@ -214,6 +247,15 @@ func (u *universe) route(p netip.Prefix) model.Route {
 
 var walkOwners = []model.Owner{model.OwnerWorkload, model.OwnerBlock, model.OwnerBGP}
 
+// addresses are some gateways.
+func (u *universe) addresses() []netip.Addr {
+	var out []netip.Addr
+	for range u.r.IntN(4) {
+		out = append(out, u.gateways[u.r.IntN(len(u.gateways))])
+	}
+	return out
+}
+
 // harm is a line of ip(8) that somebody else might type.
 func (u *universe) harm() string {
 	p := u.prefix()
@@ -332,6 +374,13 @@ func walk(t *testing.T, seed uint64, steps int) {
 		foreignBefore := map[string]bool{}
 		for range 1 + u.r.IntN(4) {
 			switch p, o := u.prefix(), walkOwners[u.r.IntN(len(walkOwners))]; u.r.IntN(5) {
+			case 4:
+				if u.r.IntN(4) > 0 {
+					break
+				}
+				g.own, g.others = u.addresses(), u.addresses()
+				story = append(story, fmt.Sprintf("guard %v %v", g.own, g.others))
+				c.setGuard(g.own, g.others)
 			case 0, 1:
 				r := u.route(p)
 				story = append(story, fmt.Sprintf("%s sets %v", o, r))

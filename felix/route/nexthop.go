@@ -213,6 +213,7 @@ func (c *core) settle() {
 	if !c.ready {
 		return
 	}
+	c.settleGuard()
 	for _, n := range c.dirtyHops {
 		n.dirty = false
 		if len(n.sets) == 0 {
@@ -390,6 +391,9 @@ func (r *resolver) address(a netip.Addr, depth int) []hop {
 // somewhere, or a blackhole, which does not.
 func (r *resolver) own(e *entry, a netip.Addr, depth int) (found []hop, metric uint32, ok bool) {
 	for k := e.cands; k != nil; k = k.next {
+		if k.shunned {
+			continue
+		}
 		if k.set == nil {
 			return nil, k.metric, true
 		}

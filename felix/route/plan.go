@@ -15,6 +15,8 @@ var (
 	ErrConflict = errors.New("a foreign route stands at this prefix and metric; remove it or give it another metric")
 	// ErrUnresolved: there are candidates and none of their next hops is reachable.
 	ErrUnresolved = errors.New("no next hop is reachable")
+	// ErrLeftOut: the route would lead an address of a node or a peer astray (Guard).
+	ErrLeftOut = errors.New("it is more specific than the connected subnet on which a node or a peer has its address")
 	// ErrContested: somebody keeps changing the route back.
 	ErrContested = errors.New("somebody keeps removing or changing this route; find who with: ip monitor route")
 )
@@ -46,7 +48,7 @@ type heals struct {
 // somewhere.
 func (e *entry) choose() *cand {
 	for k := e.cands; k != nil; k = k.next {
-		if k.set == nil || k.set.group != nil {
+		if !k.shunned && (k.set == nil || k.set.group != nil) {
 			return k
 		}
 	}
@@ -399,6 +401,9 @@ func (c *core) state(e *entry) error {
 	if k == nil {
 		if e.cands == nil {
 			return nil
+		}
+		if _, ok := c.guard.shunned[e]; ok && e.cands.next == nil {
+			return fmt.Errorf("route %s: %w", e.prefix, ErrLeftOut)
 		}
 		return fmt.Errorf("route %s: %w", e.prefix, ErrUnresolved)
 	}

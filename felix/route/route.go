@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,8 +59,9 @@ type Table struct {
 
 	ready atomic.Bool // the kernel was read in full once
 
-	kernel kernel // of the goroutine in Run
-	wake   *time.Timer
+	kernel    kernel // of the goroutine in Run
+	wake      *time.Timer
+	shunnedAt time.Time // when a route that is left out was last logged
 }
 
 // request is one call that waits for Run to take it; exactly one of its parts is set.
@@ -69,6 +71,8 @@ type request struct {
 	replace []model.Route
 	waiter  *waiter
 	metrics [2]uint32 // IPv4's and IPv6's
+	own     []netip.Addr
+	others  []netip.Addr
 	kind    requestKind
 }
 
@@ -80,6 +84,7 @@ const (
 	reqInSync
 	reqWait
 	reqMetric
+	reqGuard
 )
 
 // New makes a Table; nothing is read or written before Run.
@@ -132,6 +137,13 @@ func (t *Table) SetMetric(owner model.Owner, v4, v6 int) {
 	t.ask(request{kind: reqMetric, owner: owner, metrics: [2]uint32{uint32(max(v4, 0)), uint32(max(v6, 0))}})
 }
 
+// Guard names the addresses that learned routes must not lead astray: those of this node,
+// which are learned from nobody, and those of other nodes and of peers, which are not
+// learned while the kernel has them on a connected subnet. It does not wait.
+func (t *Table) Guard(own, others []netip.Addr) {
+	t.ask(request{kind: reqGuard, own: slices.Clone(own), others: slices.Clone(others)})
+}
+
 // InSync says that all of an owner's candidates have been handed in once. When every owner
 // of Config.Owners said so, stale routes of an earlier life are pruned.
 func (t *Table) InSync(owner model.Owner) { t.ask(request{kind: reqInSync, owner: owner}) }
@@ -179,6 +191,8 @@ func (t *Table) take() bool {
 			t.core.await(r.waiter)
 		case reqMetric:
 			t.core.setMetric(r.owner, r.metrics[0], r.metrics[1])
+		case reqGuard:
+			t.core.setGuard(r.own, r.others)
 		}
 	}
 	return len(in) > 0
@@ -316,6 +330,7 @@ func (t *Table) dump(ctx context.Context) error {
 func (t *Table) report() {
 	const most = 10
 	c := t.core
+	t.reportShunned()
 	for i, f := range c.fresh {
 		if i == most {
 			t.log.Warn("more routes failed", "count", len(c.fresh)-most)

@@ -218,12 +218,15 @@ func (w *world) del(o model.Owner, prefixes ...string) {
 	w.table.Update(o, u)
 }
 
-// scenarios play over the fake and over real namespaces alike.
-var scenarios = []struct {
+// scenario is played with so many links.
+type scenario struct {
 	name  string
 	links int
 	play  func(w *world)
-}{
+}
+
+// scenarios play over the fake and over real namespaces alike.
+var scenarios = []scenario{
 	{"owners take over by distance", 2, func(w *world) {
 		w.set(model.OwnerBGP, via("10.1.0.0/26", "10.0.0.2"))
 		w.set(model.OwnerBlock, blackhole("10.1.0.0/26"), blackhole("fd01::/122"))
@@ -496,7 +499,7 @@ func linkOf(h string) string {
 }
 
 func TestScenarios(t *testing.T) {
-	for _, s := range scenarios {
+	for _, s := range slices.Concat(scenarios, guardScenarios) {
 		for _, real := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/%s", s.name, map[bool]string{false: "fake", true: "real"}[real]), func(t *testing.T) {
 				t.Parallel()

@@ -24,8 +24,10 @@ type Status struct {
 	Unresolved    []Unresolved `json:"unresolved,omitempty"` // at most 100
 	Conflicts     []Conflict   `json:"conflicts,omitempty"`  // at most 100
 	Failures      []Failure    `json:"failures,omitempty"`   // at most 100
+	LeftOut       []LeftOut    `json:"leftOut,omitempty"`    // at most 100
 	ConflictCount int          `json:"conflictCount"`
 	FailureCount  int          `json:"failureCount"`
+	LeftOutCount  int          `json:"leftOutCount"`
 }
 
 // OwnerStatus counts one owner's routes.
@@ -70,6 +72,7 @@ func (c *core) status() Status {
 	s := Status{
 		Ready: c.ready, Synced: c.synced, Stale: c.staleCount,
 		ConflictCount: len(c.conflicts), FailureCount: len(c.failed),
+		LeftOut: c.leftOut(statusMost), LeftOutCount: len(c.guard.shunned),
 	}
 	for _, o := range c.waitingFor() {
 		s.WaitingFor = append(s.WaitingFor, o.String())

@@ -90,6 +90,9 @@ func (c *core) linkSet(ev *event) {
 		return
 	}
 	c.touchLink(l.index)
+	if old.running != l.running {
+		c.carrierChanged(l.index)
+	}
 	if old.up && !l.up {
 		c.linkDown(l.index, ev.after, false)
 	}
@@ -148,6 +151,9 @@ func (c *core) lost(f *fibEntry) {
 	e := f.entry
 	minds := !f.ours || f.stale
 	c.remove(f)
+	if !f.ours {
+		c.foreignChanged(e.prefix)
+	}
 	if minds {
 		c.changed(e.prefix)
 	}
@@ -256,6 +262,9 @@ func (c *core) routeSet(ev *event) {
 	if !ours || same.stale {
 		c.changed(e.prefix)
 	}
+	if !ours {
+		c.foreignChanged(e.prefix)
+	}
 	if ours && c.ready {
 		c.heal(e)
 	}
@@ -326,6 +335,9 @@ func (c *core) routeGone(ev *event) {
 			c.regroup(same, c.intern(left))
 			if !ours || same.stale {
 				c.changed(e.prefix)
+			}
+			if !ours {
+				c.foreignChanged(e.prefix)
 			}
 			c.enqueue(e)
 			return
