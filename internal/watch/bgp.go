@@ -264,10 +264,13 @@ const maxPassword = 80
 
 // resolve returns the password, or why there is none. The reason never shows a value. Only
 // what is absent can be optional: what is there and cannot be used is an error.
-func (r *passwordRef) resolve(secrets map[string]secret, namespace string) (string, error) {
+func (r *passwordRef) resolve(secrets map[string]secret, unread map[string]Unread, namespace string) (string, error) {
 	s, there := secrets[r.name]
 	v, ok := s[r.key]
+	u, unknown := unread[r.name]
 	switch {
+	case unknown && !there:
+		return "", fmt.Errorf("the Secret %s/%s cannot be read: %s", namespace, r.name, u.Why)
 	case !ok && r.optional:
 		return "", nil
 	case !there:

@@ -23,6 +23,17 @@ type Input struct {
 	Objects []Sourced
 	// Problems that the source found itself.
 	Problems []model.Problem
+	// Unread are Secrets, by name, that objects refer to and of which nothing is known.
+	Unread map[string]Unread
+}
+
+// Unread says why a Secret is not known.
+type Unread struct {
+	Why string
+	// Lasting: it takes somebody's hand to change that, as when reading is forbidden. When
+	// not, the password may have been in force until a moment ago, and what its peer told
+	// proves nothing stale.
+	Lasting bool
 }
 
 // Build makes the snapshot of all objects. It is deterministic: neither the order of the
@@ -34,11 +45,11 @@ func Build(in Input, opt Options) *model.Snapshot {
 	b.pools()
 	b.addresses()
 	b.s.Blocks = b.blocks()
+	s := b.s
+	slices.SortFunc(s.Nodes, func(a, b model.Node) int { return cmp.Compare(a.Name, b.Name) })
 	b.bgp()
 	b.peers()
 
-	s := b.s
-	slices.SortFunc(s.Nodes, func(a, b model.Node) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Pools, func(a, b model.Pool) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Peers, func(a, b model.BGPPeer) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Reservations, comparePrefix)
@@ -218,7 +229,7 @@ func (b *builder) bgp() {
 		*cfg = v.config
 		cfg.PrefixCommunities = v.prefixes
 		if v.password != nil {
-			password, err := v.password.resolve(b.secrets, b.opt.secretNamespace())
+			password, err := b.password(v.password)
 			if err != nil {
 				cfg.Mesh = false
 				b.problem(o, false, v.password.field, "%v; the node mesh stays down without its password", err)
@@ -249,12 +260,26 @@ func (b *builder) bgp() {
 	}
 }
 
-// peers puts the peers in force whose passwords are there.
+// password reads a password. Unknown is set when it may be there all the same.
+func (b *builder) password(r *passwordRef) (string, error) {
+	password, err := r.resolve(b.secrets, b.Unread, b.opt.secretNamespace())
+	if u, unread := b.Unread[r.name]; unread && err != nil && !u.Lasting {
+		b.s.BGP.Unknown = true
+	}
+	return password, err
+}
+
+// peers puts the peers in force whose passwords are there. Those with a password that are
+// no business of this node are left out: it has no need of their Secrets.
 func (b *builder) peers() {
+	self := b.s.Node(b.opt.Node)
 	for _, o := range b.peerObjects {
 		v := o.value.(bgpPeer)
 		if r := v.password; r != nil {
-			password, err := r.resolve(b.secrets, b.opt.secretNamespace())
+			if !v.concerns(self) {
+				continue
+			}
+			password, err := b.password(r)
 			if err != nil {
 				b.problem(o, false, r.field, "%v; the peer stays down without its password", err)
 				continue

@@ -110,7 +110,7 @@ func (c *checker) pool(p *v3.IPPool) model.Pool {
 	if out.VXLANMode != model.EncapNever {
 		c.ignored(".spec.vxlanMode", notYet+": traffic is routed without encapsulation (pods' MTU leaves room for it)")
 	}
-	if out.NamespaceSelector != nil {
+	if out.NamespaceSelector != nil && !c.opt.NamespaceLabels {
 		c.ignored(".spec.namespaceSelector", notYet+": the labels of namespaces are not known, so that no pod gets an address of this pool")
 	}
 	if out.Allows(model.UseLoadBalancer) {

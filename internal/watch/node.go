@@ -56,7 +56,7 @@ func (c *checker) nodeAddress(n *corev1.Node, name string, v4 bool) netip.Prefix
 	if v4 {
 		family = "IPv4"
 	}
-	if v, ok := n.Annotations[name]; ok {
+	if v := n.Annotations[name]; v != "" { // one that is empty says nothing, as in Calico
 		p, err := parseInterfaceAddress(v)
 		switch {
 		case err != nil || p.Addr().Is4() != v4:

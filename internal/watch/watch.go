@@ -1,11 +1,12 @@
 // Package watch owns the way from objects of the datastore (Node, Secret and the kinds of
 // projectcalico.org/v3) to a model.Snapshot: validation, defaults, conversion and what
-// objects mean to each other. It is pure; the sources that feed it (internal/watch/file, and
-// the Kubernetes API) do the reading.
+// objects mean to each other. It reads nothing; the sources that feed it (internal/watch/file
+// and internal/watch/kube) do.
 //
 // It has two steps. Check looks at one version of one object, so that a source can keep the
-// last valid version in force while a newer one is broken. Build makes the snapshot of all
-// objects in force, and disables those that conflict or lack something.
+// last valid version in force while a newer one is broken (Succeed). Build makes the snapshot
+// of all objects in force, and disables those that conflict or lack something; a Publisher
+// hands on those that differ.
 package watch
 
 import (
@@ -36,6 +37,9 @@ type Options struct {
 	// SecretNamespace is where Secrets that hold passwords live; a Secret without a
 	// namespace is taken to be there. Empty: DefaultSecretNamespace.
 	SecretNamespace string
+	// NamespaceLabels: the labels of namespaces are known, so that pools with a
+	// namespaceSelector work.
+	NamespaceLabels bool
 }
 
 func (o Options) secretNamespace() string {
@@ -62,7 +66,7 @@ func (o *Object) Valid() bool { return o.value != nil }
 // Check validates and converts one object: *corev1.Node, *corev1.Secret or a pointer to a
 // kind of package v3. It panics when given another type.
 func Check(obj metav1.Object, opt Options) *Object {
-	c := &checker{o: &Object{created: obj.GetCreationTimestamp().Time}}
+	c := &checker{opt: opt, o: &Object{created: obj.GetCreationTimestamp().Time}}
 	c.o.Key.Name = obj.GetName()
 	var value any
 	switch x := obj.(type) {
@@ -109,6 +113,7 @@ func Check(obj metav1.Object, opt Options) *Object {
 
 // checker collects what is wrong with one object.
 type checker struct {
+	opt     Options
 	o       *Object
 	invalid bool
 }
