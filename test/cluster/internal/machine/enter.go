@@ -84,7 +84,13 @@ func (m *Machine) Dial(ctx context.Context, network, addr string) (net.Conn, err
 
 // Start starts a prepared command in all of the machine's namespaces; the caller waits
 // for it. The program is looked up before, on this computer.
-func (m *Machine) Start(cmd *exec.Cmd) error {
+func (m *Machine) Start(cmd *exec.Cmd) error { return m.start(cmd, allKinds) }
+
+// StartNet is Start with the machine's network namespace alone: the command sees this
+// computer's files and processes.
+func (m *Machine) StartNet(cmd *exec.Cmd) error { return m.start(cmd, unix.CLONE_NEWNET) }
+
+func (m *Machine) start(cmd *exec.Cmd, kinds int) error {
 	if cmd.Err != nil {
 		return cmd.Err
 	}
@@ -97,7 +103,7 @@ func (m *Machine) Start(cmd *exec.Cmd) error {
 	// A process that the command left in the background must not keep us waiting.
 	cmd.WaitDelay = 2 * time.Second
 	return InThread(func() error {
-		if err := m.enter(allKinds); err != nil {
+		if err := m.enter(kinds); err != nil {
 			return err
 		}
 		return cmd.Start()
@@ -108,15 +114,16 @@ func (m *Machine) Start(cmd *exec.Cmd) error {
 // the standard error.
 func (m *Machine) Exec(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	return m.Output(ctx, cmd)
+	return Output(ctx, cmd, m.Start)
 }
 
-// Output is Exec for a command whose standard input or environment the caller has set.
-func (m *Machine) Output(ctx context.Context, cmd *exec.Cmd) (string, error) {
+// Output starts a prepared command with start, waits for it and returns its standard
+// output. An error carries the standard error.
+func Output(ctx context.Context, cmd *exec.Cmd, start func(*exec.Cmd) error) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	what := filepath.Base(m.dir) + ": " + strings.Join(cmd.Args, " ")
-	if err := m.Start(cmd); err != nil {
+	what := strings.Join(cmd.Args, " ")
+	if err := start(cmd); err != nil {
 		return "", fmt.Errorf("%s: %w", what, err)
 	}
 	if err := cmd.Wait(); err != nil {
