@@ -60,6 +60,8 @@ func Desired(in Input) (*Speaker, []model.Problem) {
 	}
 	slices.SortFunc(s.Peers, func(a, b Peer) int { return a.Addr.Compare(b.Addr) })
 	s.Adverts = b.adverts()
+	s.Own = addresses(b.self)
+	s.Near = b.near()
 	return s, b.problems
 }
 
@@ -91,6 +93,25 @@ func addresses(n *model.Node) []netip.Addr {
 		}
 	}
 	return out
+}
+
+// near lists the addresses of other nodes within this node's subnets. A length that the
+// datastore does not tell (32, 128) makes no subnet.
+func (b *builder) near() []netip.Addr {
+	var out []netip.Addr
+	for i := range b.Snapshot.Nodes {
+		n := &b.Snapshot.Nodes[i]
+		if n.Name == b.self.Name {
+			continue
+		}
+		for _, a := range addresses(n) {
+			if b.self.IPv4.Contains(a) || b.self.IPv6.Contains(a) {
+				out = append(out, a)
+			}
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
 }
 
 // nodeAt returns the node that has the address, or nil.

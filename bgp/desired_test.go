@@ -323,6 +323,23 @@ func TestGlobal(t *testing.T) {
 	}
 }
 
+// TestNear: whose addresses an eBGP peer's word is not passed on about.
+func TestNear(t *testing.T) {
+	s := base()
+	s.Nodes = append(s.Nodes, node("d", "10.0.1.4/24", "fd00::4/128"), node("e", "192.0.2.5/32", ""))
+	for name, want := range map[string]struct{ own, near []netip.Addr }{
+		"a": {[]netip.Addr{addr("10.0.0.1"), addr("fd00::1")}, []netip.Addr{addr("10.0.0.2"), addr("10.0.0.3"), addr("fd00::2"), addr("fd00::4")}},
+		"c": {[]netip.Addr{addr("10.0.0.3")}, []netip.Addr{addr("10.0.0.1"), addr("10.0.0.2")}},
+		"d": {[]netip.Addr{addr("10.0.1.4"), addr("fd00::4")}, nil},
+		"e": {[]netip.Addr{addr("192.0.2.5")}, nil}, // the fabric carries its address
+	} {
+		got, _ := Desired(Input{Snapshot: s, Node: name})
+		if !slices.Equal(got.Own, want.own) || !slices.Equal(got.Near, want.near) {
+			t.Errorf("%s: own %v, near %v; want %v", name, got.Own, got.Near, want)
+		}
+	}
+}
+
 func TestTimers(t *testing.T) {
 	s := base()
 	s.BGP.MeshRestartTime = 30 * time.Second

@@ -35,6 +35,12 @@ type Speaker struct {
 	ListenAddrs []netip.Addr
 	Peers       []Peer   // by Addr, which is unique
 	Adverts     []Advert // by Prefix, which is unique
+	// Own are this node's addresses: a route to one of them is taken from nobody.
+	Own []netip.Addr
+	// Near are the addresses of other nodes on the subnets that this node's addresses
+	// stand in. A route to one of them that an eBGP peer tells is passed on to nobody: who
+	// is on the subnet needs none, and would be led away from it.
+	Near []netip.Addr
 }
 
 // Peer is one session. An IPv4 session carries IPv4 unicast and an IPv6 one IPv6 unicast.

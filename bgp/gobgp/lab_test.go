@@ -349,6 +349,28 @@ func (r *router) daemon(out io.Writer, args ...string) *exec.Cmd {
 func (r *router) bird(routes []string, extra string) {
 	r.l.t.Helper()
 	r.birdConfig(routes, extra)
+	r.startBird()
+}
+
+// birdFilter starts BIRD with static routes that it sends after the filter's statements.
+func (r *router) birdFilter(routes []string, statements string) {
+	r.l.t.Helper()
+	r.birdConfig(routes, "")
+	path := filepath.Join(r.dir, "bird.conf")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		r.l.t.Fatal(err)
+	}
+	const plain = "export where source ~ [RTS_STATIC, RTS_BGP];"
+	if !strings.Contains(string(text), plain) {
+		r.l.t.Fatalf("no %q in\n%s", plain, text)
+	}
+	r.write("bird.conf", strings.Replace(string(text), plain, "export filter { if source !~ [RTS_STATIC, RTS_BGP] then reject; "+statements+" accept; };", 1))
+	r.startBird()
+}
+
+func (r *router) startBird() {
+	r.l.t.Helper()
 	r.daemon(io.Discard, "bird", "-f", "-c", r.dir+"/bird.conf", "-s", r.dir+"/ctl", "-P", r.dir+"/pid")
 	r.l.eventually("bird in "+r.name, func() bool { return exec.Command("birdc", "-s", r.dir+"/ctl", "show", "status").Run() == nil })
 }
