@@ -68,6 +68,12 @@ func (r *Reconciler) Status() Status {
 	if l != nil {
 		l.refreshCounts()
 	}
+	return r.Glance()
+}
+
+// Glance is Status with the counts as they were when Status was called last: it asks the
+// speaker nothing.
+func (r *Reconciler) Glance() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := Status{Wanted: r.want != nil, Restarts: r.restarts, LastDeath: r.death, DiedAt: r.diedAt}
@@ -78,7 +84,8 @@ func (r *Reconciler) Status() Status {
 		return s
 	}
 	s.ASN, s.RouterID, s.Adverts = r.want.ASN, r.want.RouterID, slices.Clone(r.want.Adverts)
-	if l = r.life; l != nil {
+	l := r.life
+	if l != nil {
 		s.Running, s.Since = true, l.started
 		if p, ok := l.inst.(interface{ PID() int }); ok {
 			s.PID = p.PID()
