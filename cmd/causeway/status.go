@@ -56,7 +56,7 @@ func speakerStatus(s gobgp.Status) (status.Speaker, []status.Peer) {
 }
 
 func routeStatus(s route.Status) status.Routes {
-	out := status.Routes{ByOwner: map[string]int{}, Stale: s.Stale, Pending: s.Pending, ConflictCount: s.ConflictCount, ErrorCount: s.FailureCount}
+	out := status.Routes{ByOwner: map[string]int{}, Stale: s.Stale, Pending: s.Pending, LeftOutCount: s.LeftOutCount, ConflictCount: s.ConflictCount, ErrorCount: s.FailureCount}
 	for _, o := range s.Owners {
 		out.ByOwner[o.Name] = o.Installed
 	}
@@ -69,6 +69,9 @@ func routeStatus(s route.Status) status.Routes {
 	}
 	for _, c := range s.Conflicts {
 		out.Conflicts = append(out.Conflicts, fmt.Sprintf("%s metric %d: %s", c.Prefix, c.Metric, c.Foreign))
+	}
+	for _, l := range s.LeftOut {
+		out.LeftOut = append(out.LeftOut, l.String())
 	}
 	for _, f := range s.Failures {
 		out.Errors = append(out.Errors, fmt.Sprintf("%s: %s (%d tries)", f.Prefix, f.Error, f.Tries))

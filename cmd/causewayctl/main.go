@@ -89,7 +89,7 @@ func printStatus(w io.Writer, st status.Status) {
 	for _, l := range []struct {
 		what  string
 		lines []string
-	}{{"Route conflict", st.Routes.Conflicts}, {"Next hop unresolved", st.Routes.Unresolved}, {"Route error", st.Routes.Errors}} {
+	}{{"Route conflict", st.Routes.Conflicts}, {"Route left out", st.Routes.LeftOut}, {"Next hop unresolved", st.Routes.Unresolved}, {"Route error", st.Routes.Errors}} {
 		for _, s := range l.lines {
 			fmt.Fprintf(w, "%s\t%s\n", l.what, s)
 		}

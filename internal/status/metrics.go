@@ -23,6 +23,7 @@ var (
 	descRoutes     = desc("routes", "Routes of ours in the kernel.", "owner")
 	descUnresolved = desc("route_nexthops_unresolved", "Next hops that the kernel's table does not lead to.")
 	descConflicts  = desc("route_conflicts", "Routes of others that stand where ours would.")
+	descLeftOut    = desc("routes_left_out", "Learned routes that would lead a node's or a peer's address off its subnet.")
 	descRouteErrs  = desc("route_errors", "Routes that the kernel refused.")
 	descRestarts   = desc("speaker_restarts_total", "Deaths of the BGP speaker since the agent started.")
 	descPeerUp     = desc("bgp_peer_established", "1 when the session is Established.", "peer", "asn")
@@ -32,7 +33,7 @@ var (
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descReady, descWarnings, descProblems, descEndpoints, descBlocks, descAddresses, descRoutes,
-		descUnresolved, descConflicts, descRouteErrs, descRestarts, descPeerUp, descPeerHeld, descPeerRoutes} {
+		descUnresolved, descConflicts, descLeftOut, descRouteErrs, descRestarts, descPeerUp, descPeerHeld, descPeerRoutes} {
 		ch <- d
 	}
 }
@@ -68,6 +69,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descUnresolved, float64(len(st.Routes.Unresolved)))
 	gauge(descConflicts, float64(st.Routes.ConflictCount))
+	gauge(descLeftOut, float64(st.Routes.LeftOutCount))
 	gauge(descRouteErrs, float64(st.Routes.ErrorCount))
 	ch <- prometheus.MustNewConstMetric(descRestarts, prometheus.CounterValue, float64(st.Speaker.Restarts))
 	for _, p := range st.Peers {

@@ -75,7 +75,10 @@ type Routes struct {
 	Unresolved []string       `json:"unresolved,omitempty"`
 	Conflicts  []string       `json:"conflicts,omitempty"`
 	Errors     []string       `json:"errors,omitempty"`
-	// ConflictCount and ErrorCount are all; the lists stop at 100.
+	// LeftOut are learned routes that would lead a node's or a peer's address off its subnet.
+	LeftOut []string `json:"leftOut,omitempty"`
+	// The counts are of all; the lists stop at 100.
+	LeftOutCount  int `json:"leftOutCount,omitempty"`
 	ConflictCount int `json:"conflictCount,omitempty"`
 	ErrorCount    int `json:"errorCount,omitempty"`
 }
