@@ -45,10 +45,15 @@ const inside = "CAUSEWAY_TEST_APISERVER_NETNS"
 // server listens on loopback. set is called with the administrator's configuration before
 // the first test; extra are flags of kube-apiserver.
 func Main(m *testing.M, set func(*rest.Config), extra ...string) {
+	MainServer(m, func(s *Server) { set(s.Config) }, extra...)
+}
+
+// MainServer is Main for tests that stop and start the API server.
+func MainServer(m *testing.M, set func(*Server), extra ...string) {
 	os.Exit(run(m, set, extra))
 }
 
-func run(m *testing.M, set func(*rest.Config), extra []string) int {
+func run(m *testing.M, set func(*Server), extra []string) int {
 	if os.Getenv(inside) == "" {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 		cmd.Env = append(os.Environ(), inside+"=1")
@@ -77,7 +82,7 @@ func run(m *testing.M, set func(*rest.Config), extra []string) int {
 		return 1
 	}
 	defer s.Stop()
-	set(s.Config)
+	set(s)
 	return m.Run()
 }
 

@@ -1,0 +1,150 @@
+package kube
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	apiwatch "k8s.io/apimachinery/pkg/watch"
+
+	v3 "github.com/causeway-net/causeway/api/v3"
+	"github.com/causeway-net/causeway/internal/kubeapi"
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+// ignoredRest is how long the words about a kind that is not acted on stay as they are
+// while its objects come and go; that there are any, or none any more, is told at once.
+const ignoredRest = time.Minute
+
+// ignoredNames is how many objects are named.
+const ignoredNames = 3
+
+// unused are the kinds that nothing acts on yet and whose silence would be dangerous or
+// surprising. They are watched as metadata, so that the status says what is not in force.
+var unused = []struct {
+	kind     string
+	resource schema.GroupVersionResource
+	message  string
+	expected []string // objects that a cluster has anyway and that ask for nothing
+}{
+	{"NetworkPolicy", schema.GroupVersionResource{Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"}, notEnforced, nil},
+	{"ClusterNetworkPolicy", schema.GroupVersionResource{Group: "policy.networking.k8s.io", Version: "v1alpha2", Resource: "clusternetworkpolicies"}, notEnforced, nil},
+	{"NetworkPolicy", calico("networkpolicies"), notEnforced, nil},
+	{"GlobalNetworkPolicy", calico("globalnetworkpolicies"), notEnforced, nil},
+	{"StagedNetworkPolicy", calico("stagednetworkpolicies"), notActedOn, nil},
+	{"StagedGlobalNetworkPolicy", calico("stagedglobalnetworkpolicies"), notActedOn, nil},
+	{"StagedKubernetesNetworkPolicy", calico("stagedkubernetesnetworkpolicies"), notActedOn, nil},
+	{"NetworkSet", calico("networksets"), notActedOn, nil},
+	{"GlobalNetworkSet", calico("globalnetworksets"), notActedOn, nil},
+	{"HostEndpoint", calico("hostendpoints"), "is not acted on yet: interfaces of hosts are not protected", nil},
+	{"BGPFilter", calico("bgpfilters"), "is not acted on yet: no route is filtered", nil},
+	{"FelixConfiguration", calico("felixconfigurations"), notActedOn, nil},
+	{"Tier", calico("tiers"), notActedOn, []string{"default", "adminnetworkpolicy", "baselineadminnetworkpolicy", "kube-admin", "kube-baseline"}},
+	{"KubeControllersConfiguration", calico("kubecontrollersconfigurations"), notActedOn, nil},
+	{"CalicoNodeStatus", calico("caliconodestatuses"), notActedOn, nil},
+}
+
+const (
+	notEnforced = "is not enforced yet: all traffic is let through"
+	notActedOn  = "is not acted on yet"
+)
+
+func calico(resource string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: v3.GroupName, Version: v3.SchemeGroupVersion.Version, Resource: resource}
+}
+
+// ignoredKind is what is known of one of them.
+type ignoredKind struct {
+	object   model.Object
+	message  string
+	names    *table[struct{}]
+	words    string    // as last told
+	wordedAt time.Time // when
+	again    func(time.Duration)
+}
+
+func (s *Source) addIgnored(add func(*feed)) {
+	for _, u := range unused {
+		k := &ignoredKind{
+			object:  model.Object{Kind: u.kind + "." + u.resource.Group, Name: "*"},
+			message: u.message, again: s.changedAfter,
+			names: newTable(func(struct{}, metav1.Object) (struct{}, bool) { return struct{}{}, false }),
+		}
+		s.ignored = append(s.ignored, k)
+		client := s.cfg.Clients.Metadata.Resource(u.resource)
+		narrow := without(u.expected)
+		add(&feed{
+			name: u.resource.Resource + "." + u.resource.Group, resource: u.resource.Resource + "." + u.resource.Group,
+			sample: &metav1.PartialObjectMetadata{}, strip: stripMetadata, contents: k.names,
+			source: kubeapi.NewListWatch(
+				func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+					narrow(&o)
+					return client.List(ctx, o)
+				},
+				func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
+					narrow(&o)
+					return client.Watch(ctx, o)
+				}),
+		})
+	}
+}
+
+// without narrows to the objects of other names.
+func without(names []string) func(*metav1.ListOptions) {
+	terms := make([]string, len(names))
+	for i, n := range names {
+		terms[i] = "metadata.name!=" + n
+	}
+	return func(o *metav1.ListOptions) { o.FieldSelector = strings.Join(terms, ",") }
+}
+
+func stripMetadata(obj any) (any, error) {
+	m, ok := obj.(*metav1.PartialObjectMetadata)
+	if !ok {
+		return obj, nil
+	}
+	return &metav1.PartialObjectMetadata{ObjectMeta: bare(&m.ObjectMeta)}, nil
+}
+
+// problem says how many objects of the kind there are. The Source's mutex is held.
+func (k *ignoredKind) problem() (model.Problem, bool) {
+	if len(k.names.rows) == 0 {
+		k.words, k.wordedAt = "", time.Time{}
+		return model.Problem{}, false
+	}
+	if rest := ignoredRest - time.Since(k.wordedAt); rest > 0 {
+		if k.words != k.describe() {
+			k.again(rest)
+		}
+	} else {
+		k.words, k.wordedAt = k.describe(), time.Now()
+	}
+	return model.Problem{Object: k.object, Message: k.words, Ignored: true}, true
+}
+
+func (k *ignoredKind) describe() string {
+	names := k.first()
+	if more := len(k.names.rows) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return fmt.Sprintf("%s; there are %d: %s", k.message, len(k.names.rows), strings.Join(names, ", "))
+}
+
+// first returns the first names in order, without sorting all of them.
+func (k *ignoredKind) first() []string {
+	var out []string
+	for name := range k.names.rows {
+		i, _ := slices.BinarySearchFunc(out, name, cmp.Compare[string])
+		if i < ignoredNames {
+			out = slices.Insert(out, i, name)
+			out = out[:min(len(out), ignoredNames)]
+		}
+	}
+	return out
+}
