@@ -10,6 +10,9 @@ import (
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,shortName={bgpconfig,bgpconfigs}
+// +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default' || self.metadata.name.startsWith('node.') && size(self.metadata.name) > 5",message="metadata.name must be default for the cluster, or node. and the name of a node"
+// +kubebuilder:validation:XValidation:rule="!self.metadata.name.startsWith('node.') || !has(self.spec) || !has(self.spec.asNumber)",message="spec.asNumber can be set in default only; a node's own AS number is its annotation projectcalico.org/ASNumber"
+// +kubebuilder:validation:XValidation:rule="!self.metadata.name.startsWith('node.') || !has(self.spec) || !has(self.spec.nodeToNodeMeshEnabled)",message="spec.nodeToNodeMeshEnabled can be set in default only"
 type BGPConfiguration struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -64,6 +67,13 @@ const (
 )
 
 // BGPConfigurationSpec is what a BGPConfiguration wants.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.nodeMeshPassword) || !has(self.nodeToNodeMeshEnabled) || self.nodeToNodeMeshEnabled",message="nodeMeshPassword is set while nodeToNodeMeshEnabled is false; remove one of them"
+// +kubebuilder:validation:XValidation:rule="!has(self.nodeMeshMaxRestartTime) || !has(self.nodeToNodeMeshEnabled) || self.nodeToNodeMeshEnabled",message="nodeMeshMaxRestartTime is set while nodeToNodeMeshEnabled is false; remove one of them"
+// +kubebuilder:validation:XValidation:rule="!has(self.communities) || self.communities.all(c, has(c.name) && size(c.name) > 0)",message="communities: each needs a name"
+// +kubebuilder:validation:XValidation:rule="!has(self.communities) || self.communities.all(c, has(c.value))",message="communities: each needs a value"
+// +kubebuilder:validation:XValidation:rule="!has(self.localWorkloadPeeringIPV4) || size(self.localWorkloadPeeringIPV4) == 0 || isIP(self.localWorkloadPeeringIPV4) && ip(self.localWorkloadPeeringIPV4).family() == 4",message="localWorkloadPeeringIPV4 must be an IPv4 address"
+// +kubebuilder:validation:XValidation:rule="!has(self.localWorkloadPeeringIPV6) || size(self.localWorkloadPeeringIPV6) == 0 || isIP(self.localWorkloadPeeringIPV6) && ip(self.localWorkloadPeeringIPV6).family() == 6",message="localWorkloadPeeringIPV6 must be an IPv6 address"
 type BGPConfigurationSpec struct {
 	// LogSeverityScreen is the log level of the BGP daemon.
 	//
@@ -74,17 +84,24 @@ type BGPConfigurationSpec struct {
 	NodeToNodeMeshEnabled *bool `json:"nodeToNodeMeshEnabled,omitempty"`
 	// ASNumber of nodes that have none of their own; default 64512. Unsigned although
 	// the schema says int32: AS numbers reach 4294967295 (RFC 6793).
+	//
+	// +kubebuilder:validation:Format=int64
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=4294967295
 	ASNumber *uint32 `json:"asNumber,omitempty"`
 	// ServiceLoadBalancerIPs are the ranges of LoadBalancer addresses to advertise.
 	//
+	// +kubebuilder:validation:MaxItems=10000
 	// +listType=atomic
 	ServiceLoadBalancerIPs []ServiceLoadBalancerIPBlock `json:"serviceLoadBalancerIPs,omitempty"`
 	// ServiceExternalIPs are the ranges of external addresses to advertise.
 	//
+	// +kubebuilder:validation:MaxItems=10000
 	// +listType=atomic
 	ServiceExternalIPs []ServiceExternalIPBlock `json:"serviceExternalIPs,omitempty"`
 	// ServiceClusterIPs are the ranges of cluster addresses to advertise.
 	//
+	// +kubebuilder:validation:MaxItems=10000
 	// +listType=atomic
 	ServiceClusterIPs []ServiceClusterIPBlock `json:"serviceClusterIPs,omitempty"`
 	// ServiceLoadBalancerAggregation: advertise ranges instead of single addresses.
@@ -108,9 +125,12 @@ type BGPConfigurationSpec struct {
 	ListenPort *int `json:"listenPort,omitempty"`
 	// NodeMeshPassword is the TCP MD5 password of the node mesh.
 	NodeMeshPassword *BGPPassword `json:"nodeMeshPassword,omitempty"`
-	// NodeMeshMaxRestartTime is the graceful restart time of the node mesh.
+	// NodeMeshMaxRestartTime is the graceful restart time of the node mesh: whole seconds, 1
+	// to 4095.
 	//
 	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('4095s') && duration(self).getMilliseconds() in [0, duration(self).getSeconds() * 1000]",message="must be whole seconds from 1s to 4095s"
 	NodeMeshMaxRestartTime *metav1.Duration `json:"nodeMeshMaxRestartTime,omitempty"`
 	// BindMode NodeIP: listen on the node's addresses only.
 	BindMode *BindMode `json:"bindMode,omitempty"`
@@ -119,8 +139,12 @@ type BGPConfigurationSpec struct {
 	// +listType=set
 	IgnoredInterfaces []string `json:"ignoredInterfaces,omitempty"`
 	// LocalWorkloadPeeringIPV4 is the address that local workloads peer with.
+	//
+	// +kubebuilder:validation:MaxLength=45
 	LocalWorkloadPeeringIPV4 string `json:"localWorkloadPeeringIPV4,omitempty"`
 	// LocalWorkloadPeeringIPV6 is the address that local workloads peer with.
+	//
+	// +kubebuilder:validation:MaxLength=45
 	LocalWorkloadPeeringIPV6 string `json:"localWorkloadPeeringIPV6,omitempty"`
 	// ProgramClusterRoutes says which of the cluster's routes BGP programs.
 	ProgramClusterRoutes *ProgramClusterRoutes `json:"programClusterRoutes,omitempty"`
@@ -139,24 +163,30 @@ type BGPConfigurationSpec struct {
 // ServiceLoadBalancerIPBlock is a range of LoadBalancer addresses.
 //
 // +structType=atomic
+// +kubebuilder:validation:XValidation:rule="has(self.cidr) && (!isCIDR(self.cidr) || cidr(self.cidr) == cidr(self.cidr).masked())",message="cidr is missing or has bits set outside its mask"
 type ServiceLoadBalancerIPBlock struct {
 	// +kubebuilder:validation:Format=cidr
+	// +kubebuilder:validation:MaxLength=49
 	CIDR string `json:"cidr,omitempty"`
 }
 
 // ServiceExternalIPBlock is a range of external addresses.
 //
 // +structType=atomic
+// +kubebuilder:validation:XValidation:rule="has(self.cidr) && (!isCIDR(self.cidr) || cidr(self.cidr) == cidr(self.cidr).masked())",message="cidr is missing or has bits set outside its mask"
 type ServiceExternalIPBlock struct {
 	// +kubebuilder:validation:Format=cidr
+	// +kubebuilder:validation:MaxLength=49
 	CIDR string `json:"cidr,omitempty"`
 }
 
 // ServiceClusterIPBlock is a range of cluster addresses.
 //
 // +structType=atomic
+// +kubebuilder:validation:XValidation:rule="has(self.cidr) && (!isCIDR(self.cidr) || cidr(self.cidr) == cidr(self.cidr).masked())",message="cidr is missing or has bits set outside its mask"
 type ServiceClusterIPBlock struct {
 	// +kubebuilder:validation:Format=cidr
+	// +kubebuilder:validation:MaxLength=49
 	CIDR string `json:"cidr,omitempty"`
 }
 
@@ -170,14 +200,17 @@ type Community struct {
 	//
 	// +kubebuilder:validation:MaxLength=40
 	// +kubebuilder:validation:Pattern=`^(\d+):(\d+)$|^(\d+):(\d+):(\d+)$`
+	// +kubebuilder:validation:XValidation:rule="self.split(':').all(p, size(p) <= 10 && int(p) <= (size(self.split(':')) == 2 ? 65535 : 4294967295))",message="must be aa:nn with numbers up to 65535, or aa:nn:mm with numbers up to 4294967295"
 	Value string `json:"value,omitempty"`
 }
 
 // PrefixAdvertisement attaches communities, by name or value, to a range.
 //
 // +structType=atomic
+// +kubebuilder:validation:XValidation:rule="has(self.cidr) && (!isCIDR(self.cidr) || cidr(self.cidr) == cidr(self.cidr).masked())",message="cidr is missing or has bits set outside its mask"
 type PrefixAdvertisement struct {
 	// +kubebuilder:validation:Format=cidr
+	// +kubebuilder:validation:MaxLength=49
 	CIDR string `json:"cidr,omitempty"`
 	// +kubebuilder:validation:MaxItems=50
 	// +listType=atomic
@@ -185,6 +218,8 @@ type PrefixAdvertisement struct {
 }
 
 // BGPPassword says where the password of a session is.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.secretKeyRef) && has(self.secretKeyRef.name) && size(self.secretKeyRef.name) > 0 && size(self.secretKeyRef.key) > 0",message="secretKeyRef must name the Secret and the key that hold the password"
 type BGPPassword struct {
 	// SecretKeyRef selects a key of a Secret in the namespace of the agent.
 	SecretKeyRef *corev1.SecretKeySelector `json:"secretKeyRef,omitempty"`

@@ -16,6 +16,7 @@ type BGPPeer struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	// +required
 	Spec BGPPeerSpec `json:"spec,omitempty"`
 }
 
@@ -64,6 +65,16 @@ const (
 )
 
 // BGPPeerSpec is what a BGPPeer wants.
+//
+// +kubebuilder:validation:XValidation:rule="!(has(self.node) && size(self.node) > 0) || !(has(self.nodeSelector) && size(self.nodeSelector) > 0)",message="node and nodeSelector are both set; remove one of them"
+// +kubebuilder:validation:XValidation:rule="(has(self.peerIP) && size(self.peerIP) > 0) || (has(self.peerSelector) && size(self.peerSelector) > 0) || (has(self.localWorkloadSelector) && size(self.localWorkloadSelector) > 0)",message="peerIP is missing; must be the address of the peer, or peerSelector must select nodes"
+// +kubebuilder:validation:XValidation:rule="!((has(self.peerIP) && size(self.peerIP) > 0) && (has(self.peerSelector) && size(self.peerSelector) > 0) || (has(self.peerIP) && size(self.peerIP) > 0) && (has(self.localWorkloadSelector) && size(self.localWorkloadSelector) > 0) || (has(self.peerSelector) && size(self.peerSelector) > 0) && (has(self.localWorkloadSelector) && size(self.localWorkloadSelector) > 0))",message="only one of peerIP, peerSelector and localWorkloadSelector can be set"
+// +kubebuilder:validation:XValidation:rule="!((has(self.peerIP) && size(self.peerIP) > 0) || (has(self.localWorkloadSelector) && size(self.localWorkloadSelector) > 0)) || has(self.asNumber) && self.asNumber != 0",message="asNumber is missing; must be the AS number of the peer, 1 to 4294967295"
+// +kubebuilder:validation:XValidation:rule="!(has(self.peerSelector) && size(self.peerSelector) > 0) || !has(self.asNumber) || self.asNumber == 0",message="asNumber is set beside peerSelector; remove it, nodes have their own AS numbers"
+// +kubebuilder:validation:XValidation:rule="!(has(self.peerIP) && size(self.peerIP) > 0) || isIP(self.peerIP.split('%')[0]) || (self.peerIP.matches('^[0-9.]+:[0-9]{1,5}$') && isIP(self.peerIP.split(':')[0]) && int(self.peerIP.split(':')[1]) >= 1 && int(self.peerIP.split(':')[1]) <= 65535 || self.peerIP.matches('^[[][0-9a-fA-F:.]+(%[^]]+)?[]]:[0-9]{1,5}$') && isIP(self.peerIP.split(']')[0].substring(1).split('%')[0]) && int(self.peerIP.split(']:')[1]) >= 1 && int(self.peerIP.split(']:')[1]) <= 65535)",message="peerIP must be an address and, if wanted, a port from 1 to 65535, as in 192.0.2.1, 192.0.2.1:179, 2001:db8::1 or [2001:db8::1]:179"
+// +kubebuilder:validation:XValidation:rule="!(has(self.reachableBy) && size(self.reachableBy) > 0) || (has(self.peerIP) && size(self.peerIP) > 0)",message="reachableBy is set without peerIP; remove it"
+// +kubebuilder:validation:XValidation:rule="!(has(self.reachableBy) && size(self.reachableBy) > 0) || isIP(self.reachableBy) && (!(has(self.peerIP) && size(self.peerIP) > 0) || (ip(self.reachableBy).family() == 6) == (self.peerIP.matches('^[[]|^[^.:]*:[^:]*:')))",message="reachableBy must be the address of the gateway to the peer, of the same family as peerIP"
+// +kubebuilder:validation:XValidation:rule="!(has(self.keepOriginalNextHop) && self.keepOriginalNextHop && has(self.nextHopMode))",message="keepOriginalNextHop and nextHopMode are both set; remove keepOriginalNextHop"
 type BGPPeerSpec struct {
 	// Node that peers; excludes NodeSelector. Both empty mean all nodes.
 	//
@@ -80,8 +91,16 @@ type BGPPeerSpec struct {
 	PeerIP string `json:"peerIP,omitempty"`
 	// ASNumber of the peer; required with PeerIP. Unsigned although the schema says
 	// int32: AS numbers reach 4294967295 (RFC 6793).
+	//
+	// +kubebuilder:validation:Format=int64
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=4294967295
 	ASNumber uint32 `json:"asNumber,omitempty"`
 	// LocalASNumber to use in this session; default the node's.
+	//
+	// +kubebuilder:validation:Format=int64
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=4294967295
 	LocalASNumber *uint32 `json:"localASNumber,omitempty"`
 	// PeerSelector selects the nodes to peer with.
 	//
@@ -95,18 +114,28 @@ type BGPPeerSpec struct {
 	Password *BGPPassword `json:"password,omitempty"`
 	// SourceAddress the session starts from; default UseNodeIP.
 	SourceAddress SourceAddress `json:"sourceAddress,omitempty"`
-	// MaxRestartTime is the graceful restart time (RFC 4724).
+	// MaxRestartTime is the graceful restart time (RFC 4724): whole seconds, 1 to 4095.
 	//
 	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('4095s') && duration(self).getMilliseconds() in [0, duration(self).getSeconds() * 1000]",message="must be whole seconds from 1s to 4095s"
 	MaxRestartTime *metav1.Duration `json:"maxRestartTime,omitempty"`
-	// KeepaliveTime between two KEEPALIVE messages (RFC 4271).
+	// KeepaliveTime between two KEEPALIVE messages (RFC 4271): whole seconds, 1 to 21845.
 	//
 	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('21845s') && duration(self).getMilliseconds() in [0, duration(self).getSeconds() * 1000]",message="must be whole seconds from 1s to 21845s"
 	KeepaliveTime *metav1.Duration `json:"keepaliveTime,omitempty"`
 	// NumAllowedLocalASNumbers is how often the local AS number may stand in the AS
 	// path of a route that is accepted.
+	//
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=255
 	NumAllowedLocalASNumbers *int32 `json:"numAllowedLocalASNumbers,omitempty"`
 	// TTLSecurity is the number of hops to the peer (RFC 5082).
+	//
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=254
 	TTLSecurity *int `json:"ttlSecurity,omitempty"`
 	// ReachableBy is the gateway to the peer.
 	//

@@ -14,6 +14,7 @@ import (
 // +kubebuilder:printcolumn:name="StrictAffinity",type=boolean,JSONPath=`.spec.strictAffinity`
 // +kubebuilder:printcolumn:name="MaxBlocksPerHost",type=integer,JSONPath=`.spec.maxBlocksPerHost`
 // +kubebuilder:printcolumn:name="AutoAllocateBlocks",type=boolean,JSONPath=`.spec.autoAllocateBlocks`
+// +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default'",message="metadata.name of the one IPAMConfiguration must be default"
 type IPAMConfiguration struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -94,7 +95,9 @@ type IPReservationList struct {
 type IPReservationSpec struct {
 	// ReservedCIDRs are ranges and single addresses.
 	//
-	// +kubebuilder:validation:items:Format=cidr
+	// +kubebuilder:validation:MaxItems=100000
+	// +kubebuilder:validation:items:MaxLength=49
+	// +kubebuilder:validation:items:XValidation:rule="isIP(self) || isCIDR(self) && cidr(self) == cidr(self).masked()",message="must be a network such as 192.0.2.0/24, without bits outside its mask, or an address"
 	// +listType=set
 	ReservedCIDRs []string `json:"reservedCIDRs,omitempty"`
 }
@@ -107,10 +110,13 @@ type IPReservationSpec struct {
 // +kubebuilder:printcolumn:name="Affinity",type=string,JSONPath=`.spec.affinity`
 // +kubebuilder:printcolumn:name="ClaimTime",type=date,JSONPath=`.spec.affinityClaimTime`
 // +kubebuilder:selectablefield:JSONPath=`.spec.affinity`
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.spec.cidr) || self.metadata.name == self.spec.cidr.replace('.', '-').replace(':', '-').replace('/', '-')",message="metadata.name must be spec.cidr with dashes, as in 10-244-0-0-26, so that a block has one owner"
+// +kubebuilder:validation:XValidation:rule="self.spec.cidr == oldSelf.spec.cidr",message="spec.cidr cannot be changed"
 type IPAMBlock struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	// +required
 	Spec IPAMBlockSpec `json:"spec,omitempty"`
 }
 
@@ -129,6 +135,7 @@ type IPAMBlockSpec struct {
 	// CIDR of the block; its BlockName is the object's name.
 	//
 	// +kubebuilder:validation:Format=cidr
+	// +kubebuilder:validation:MaxLength=49
 	CIDR string `json:"cidr"`
 	// Affinity is "host:<node>", "virtual:<name>" or nil.
 	//

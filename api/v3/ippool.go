@@ -17,6 +17,7 @@ type IPPool struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	// +required
 	Spec   IPPoolSpec    `json:"spec,omitempty"`
 	Status *IPPoolStatus `json:"status,omitempty"`
 }
@@ -67,6 +68,20 @@ const (
 )
 
 // IPPoolSpec is what an IPPool wants.
+//
+// +kubebuilder:validation:XValidation:rule="self.cidr == oldSelf.cidr",message="cidr cannot be changed; make another pool and disable this one"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || !isCIDR(oldSelf.cidr) || (has(self.blockSize) && self.blockSize != 0 ? self.blockSize : cidr(self.cidr).ip().family() == 4 ? 26 : 122) == (has(oldSelf.blockSize) && oldSelf.blockSize != 0 ? oldSelf.blockSize : cidr(oldSelf.cidr).ip().family() == 4 ? 26 : 122)",message="blockSize cannot be changed; make another pool and disable this one"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || cidr(self.cidr) == cidr(self.cidr).masked()",message="cidr has bits set outside its mask"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || !(['169.254.0.0/16', 'fe80::/10', '127.0.0.0/8', '::1/128', '224.0.0.0/4', 'ff00::/8'].exists(c, cidr(c).containsCIDR(self.cidr) || cidr(self.cidr).containsCIDR(c)))",message="cidr overlaps a link-local, loopback or multicast range, whose addresses no pod can use"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || !(cidr(self.cidr).ip().family() == 4) || (has(self.blockSize) && self.blockSize != 0 ? self.blockSize : cidr(self.cidr).ip().family() == 4 ? 26 : 122) >= 20 && (has(self.blockSize) && self.blockSize != 0 ? self.blockSize : cidr(self.cidr).ip().family() == 4 ? 26 : 122) <= 32",message="blockSize of an IPv4 pool must be 20 to 32"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || cidr(self.cidr).ip().family() == 4 || (has(self.blockSize) && self.blockSize != 0 ? self.blockSize : cidr(self.cidr).ip().family() == 4 ? 26 : 122) >= 116 && (has(self.blockSize) && self.blockSize != 0 ? self.blockSize : cidr(self.cidr).ip().family() == 4 ? 26 : 122) <= 128",message="blockSize of an IPv6 pool must be 116 to 128"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || (has(self.blockSize) && self.blockSize != 0 ? self.blockSize : cidr(self.cidr).ip().family() == 4 ? 26 : 122) >= cidr(self.cidr).prefixLength()",message="cidr is smaller than one block; blockSize (default 26 for IPv4, 122 for IPv6) must be at least the length of cidr"
+// +kubebuilder:validation:XValidation:rule="!(has(self.ipipMode) && self.ipipMode != 'Never') || !(has(self.vxlanMode) && self.vxlanMode != 'Never')",message="ipipMode and vxlanMode are both set; one of them must be Never"
+// +kubebuilder:validation:XValidation:rule="!(has(self.ipipMode) && self.ipipMode != 'Never') || !isCIDR(self.cidr) || cidr(self.cidr).ip().family() == 4",message="ipipMode must be Never for an IPv6 pool: IPIP carries IPv4 only"
+// +kubebuilder:validation:XValidation:rule="!(has(self.allowedUses) && 'LoadBalancer' in self.allowedUses) || size(self.allowedUses) == 1",message="allowedUses has LoadBalancer beside other uses; addresses of load balancers need a pool of their own"
+// +kubebuilder:validation:XValidation:rule="!(has(self.allowedUses) && 'LoadBalancer' in self.allowedUses) || !(has(self.ipipMode) && self.ipipMode != 'Never') && !(has(self.vxlanMode) && self.vxlanMode != 'Never')",message="ipipMode and vxlanMode must be Never for a pool with allowedUses LoadBalancer"
+// +kubebuilder:validation:XValidation:rule="!(has(self.allowedUses) && 'LoadBalancer' in self.allowedUses) || !has(self.disableBGPExport) || !self.disableBGPExport",message="disableBGPExport must be false for a pool with allowedUses LoadBalancer"
+// +kubebuilder:validation:XValidation:rule="!(has(self.allowedUses) && 'LoadBalancer' in self.allowedUses) || !has(self.nodeSelector) || self.nodeSelector == 'all()'",message="nodeSelector must be all() for a pool with allowedUses LoadBalancer"
 type IPPoolSpec struct {
 	// CIDR of the pool.
 	//

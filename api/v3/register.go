@@ -1,7 +1,7 @@
-// Package v3 owns the Go types of Calico's API projectcalico.org/v3 that Causeway reads:
-// IPPool, BGPConfiguration, BGPPeer, IPAMConfiguration, IPReservation and IPAMBlock, with
-// every field of the schema, also those that Causeway does not act on. It holds no logic:
-// defaults and validation live in internal/watch.
+// Package v3 owns the Go types of Calico's API projectcalico.org/v3: all kinds, with every
+// field of the schema, also those that Causeway does not act on. Its markers make the CRDs in
+// deploy/crds, whose rules refuse what no agent could act on. It holds no logic: defaults and
+// validation of what is read live in internal/watch.
 //
 // +kubebuilder:object:generate=true
 // +groupName=projectcalico.org
@@ -23,12 +23,28 @@ var SchemeGroupVersion = schema.GroupVersion{Group: GroupName, Version: "v3"}
 
 // The kinds of this package.
 const (
-	KindIPPool            = "IPPool"
-	KindBGPConfiguration  = "BGPConfiguration"
-	KindBGPPeer           = "BGPPeer"
-	KindIPAMConfiguration = "IPAMConfiguration"
-	KindIPReservation     = "IPReservation"
-	KindIPAMBlock         = "IPAMBlock"
+	KindIPPool                        = "IPPool"
+	KindBGPConfiguration              = "BGPConfiguration"
+	KindBGPPeer                       = "BGPPeer"
+	KindBGPFilter                     = "BGPFilter"
+	KindIPAMConfiguration             = "IPAMConfiguration"
+	KindIPReservation                 = "IPReservation"
+	KindIPAMBlock                     = "IPAMBlock"
+	KindBlockAffinity                 = "BlockAffinity"
+	KindIPAMHandle                    = "IPAMHandle"
+	KindFelixConfiguration            = "FelixConfiguration"
+	KindKubeControllersConfiguration  = "KubeControllersConfiguration"
+	KindClusterInformation            = "ClusterInformation"
+	KindCalicoNodeStatus              = "CalicoNodeStatus"
+	KindTier                          = "Tier"
+	KindNetworkPolicy                 = "NetworkPolicy"
+	KindGlobalNetworkPolicy           = "GlobalNetworkPolicy"
+	KindStagedNetworkPolicy           = "StagedNetworkPolicy"
+	KindStagedGlobalNetworkPolicy     = "StagedGlobalNetworkPolicy"
+	KindStagedKubernetesNetworkPolicy = "StagedKubernetesNetworkPolicy"
+	KindNetworkSet                    = "NetworkSet"
+	KindGlobalNetworkSet              = "GlobalNetworkSet"
+	KindHostEndpoint                  = "HostEndpoint"
 )
 
 var schemeBuilder = runtime.NewSchemeBuilder(func(s *runtime.Scheme) error {
@@ -36,9 +52,25 @@ var schemeBuilder = runtime.NewSchemeBuilder(func(s *runtime.Scheme) error {
 		&IPPool{}, &IPPoolList{},
 		&BGPConfiguration{}, &BGPConfigurationList{},
 		&BGPPeer{}, &BGPPeerList{},
+		&BGPFilter{}, &BGPFilterList{},
 		&IPAMConfiguration{}, &IPAMConfigurationList{},
 		&IPReservation{}, &IPReservationList{},
 		&IPAMBlock{}, &IPAMBlockList{},
+		&BlockAffinity{}, &BlockAffinityList{},
+		&IPAMHandle{}, &IPAMHandleList{},
+		&FelixConfiguration{}, &FelixConfigurationList{},
+		&KubeControllersConfiguration{}, &KubeControllersConfigurationList{},
+		&ClusterInformation{}, &ClusterInformationList{},
+		&CalicoNodeStatus{}, &CalicoNodeStatusList{},
+		&Tier{}, &TierList{},
+		&NetworkPolicy{}, &NetworkPolicyList{},
+		&GlobalNetworkPolicy{}, &GlobalNetworkPolicyList{},
+		&StagedNetworkPolicy{}, &StagedNetworkPolicyList{},
+		&StagedGlobalNetworkPolicy{}, &StagedGlobalNetworkPolicyList{},
+		&StagedKubernetesNetworkPolicy{}, &StagedKubernetesNetworkPolicyList{},
+		&NetworkSet{}, &NetworkSetList{},
+		&GlobalNetworkSet{}, &GlobalNetworkSetList{},
+		&HostEndpoint{}, &HostEndpointList{},
 	)
 	metav1.AddToGroupVersion(s, SchemeGroupVersion)
 	return nil

@@ -36,7 +36,7 @@ func run() error {
 			return err
 		}
 	}
-	cmd := exec.Command("go", "run", controllerGen, "object", "crd", "paths=.", "output:crd:artifacts:config="+dir)
+	cmd := exec.Command("go", "run", controllerGen, "object", "crd:allowDangerousTypes=true", "paths=.", "output:crd:artifacts:config="+dir)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("controller-gen: %w", err)
