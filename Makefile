@@ -6,8 +6,11 @@ export PATH := $(CURDIR)/$(BIN):/usr/sbin:/sbin:$(PATH)
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
+KUBERNETES_PACKAGES := gcc libc6-dev busybox-static runc iproute2 iptables nftables ipset conntrack iputils-ping iputils-arping tcpdump procps frr \
+  curl netcat-openbsd socat bind9-dnsutils iperf
 PACKAGES := gcc libc6-dev iproute2 iptables nftables ipset conntrack iputils-ping tcpdump procps bird2 frr gobgpd graphviz
 
+.PHONY: kubernetes cluster-up cluster-down test-cluster conformance
 .PHONY: all build plugins deps test race bench demo lint clean generate image
 
 all: build
@@ -42,6 +45,28 @@ lint:
 ## bench: benchmarks against peers, into docs/benchmarks.md's form
 bench: deps build plugins
 	deploy/scripts/bench
+
+## kubernetes: real Kubernetes, etcd and containerd for the test cluster, into ~/.cache/causeway (25 minutes the first time)
+kubernetes:
+	@deploy/scripts/deps $(KUBERNETES_PACKAGES)
+	$(GO) run ./test/cluster/cmd/kubernetes
+
+## cluster-up: a Kubernetes cluster of four nodes in two racks on this machine, without a network; says how to use it
+cluster-up: kubernetes
+	$(GO) run ./test/cluster/cmd/cluster up
+
+## cluster-down: ends it and removes everything it left
+cluster-down:
+	$(GO) run ./test/cluster/cmd/cluster down
+
+## test-cluster: everything that needs the Kubernetes API, then Causeway on the whole cluster
+test-cluster: kubernetes image plugins
+	deploy/scripts/test-cluster
+
+## conformance: upstream's network specs against Causeway on the cluster, for docs/conformance.md
+conformance: kubernetes image
+	$(GO) run ./test/cluster/cmd/kubernetes conformance
+	deploy/scripts/conformance
 
 ## generate: deep copies
 generate:

@@ -20,7 +20,7 @@ import (
 var (
 	programs = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl",
 		"containerd", "containerd-shim-runc-v2", "ctr"}
-	// SystemImages are what every node has from the start, in the folder of Images.
+	// systemImages are what every node has from the start, in the folder of Images.
 	systemImages = []string{"pause", "agnhost", "busybox"}
 )
 

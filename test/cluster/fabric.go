@@ -51,6 +51,10 @@ const (
 	ServiceCIDR6 = "fd96::/112"
 	DNSAddress   = "10.96.0.10" // of the cluster's DNS Service, where there is one
 	NodeASN      = 64512
+	// AgnhostImage is upstream's test image with a name that does not change, on every node.
+	AgnhostImage = "docker.io/causeway-net/agnhost:test"
+	// CoreDNSImage is there after `make conformance`.
+	CoreDNSImage = "docker.io/causeway-net/coredns:test"
 	// Outside is a host beyond the spine.
 	OutsideV4, OutsideV6 = "172.31.0.10", "fd31::10"
 )
