@@ -32,6 +32,9 @@ type Walk struct {
 	Nodes int                          // default 4
 	Open  func(node string) ipam.Store // required: a node's own way to the one Store
 	Run   bool                         // the nodes run in the background, beside explicit flushes
+	// Faults, if set, is told of the faults that a node's way to the Store has now, for a
+	// test that makes some below the Store as well.
+	Faults func(node string, rate float64, away bool)
 }
 
 type node struct {
@@ -277,7 +280,7 @@ func (x *walk) step() {
 		rate, away := []float64{0, 0.1, 0.4}[x.rng.IntN(3)], x.rng.IntN(4) == 0
 		delay := time.Duration(x.rng.IntN(2)) * 200 * time.Microsecond
 		x.note("faults %s %g %s %t", n.name, rate, delay, away)
-		n.client.Faults(rate, delay, away)
+		x.faults(n, rate, delay, away)
 	case r < 89:
 		bad := x.rng.IntN(2) == 0
 		x.note("disk %s %t", n.name, bad)
@@ -291,6 +294,13 @@ func (x *walk) step() {
 		x.ghosts.Strike(x.rng, 0.5)
 	default:
 		x.change()
+	}
+}
+
+func (x *walk) faults(n *node, rate float64, delay time.Duration, away bool) {
+	n.client.Faults(rate, delay, away)
+	if x.Faults != nil {
+		x.Faults(n.name, rate, away)
 	}
 }
 
@@ -440,7 +450,7 @@ func (x *walk) settle() {
 	x.note("settle")
 	x.ghosts.Strike(x.rng, 1)
 	for _, n := range x.nodes {
-		n.client.Faults(0, 0, false)
+		x.faults(n, 0, 0, false)
 		n.badDisk.Store(false)
 		for _, k := range n.debts() {
 			if err := x.del(n, k); err != nil {
