@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -189,6 +190,25 @@ func (r Router) Vtysh(ctx context.Context, commands ...string) (string, error) {
 		args = append(args, "-c", line)
 	}
 	return r.Exec(ctx, args...)
+}
+
+// Session returns the state of the session with a neighbor ("Established", "Idle"), or
+// "unknown" when there is none.
+func (r Router) Session(ctx context.Context, neighbor netip.Addr) (string, error) {
+	out, err := r.Vtysh(ctx, "show bgp neighbors json")
+	if err != nil {
+		return "", err
+	}
+	var all map[string]struct {
+		BGPState string `json:"bgpState"`
+	}
+	if err := json.Unmarshal([]byte(out), &all); err != nil {
+		return "", fmt.Errorf("%s: show bgp neighbors: %w", r.Name(), err)
+	}
+	if s := all[neighbor.String()].BGPState; s != "" {
+		return s, nil
+	}
+	return "unknown", nil
 }
 
 // Outside is the host beyond the spine. It is a traffic.Space.

@@ -21,6 +21,9 @@ import (
 const usage = `usage: cluster [flags] COMMAND
 
   up                      bring the cluster up, without a pod network
+  install [MANIFEST...]   install Causeway: bin/causeway-image.tar, deploy/causeway.yaml, the peering with the ToRs
+  install-helm [KEY=VALUE...]
+                          the same with the Helm chart
   down                    take it down and remove all it left
   kubectl ARGS...         kubectl, as administrator
   node NODE COMMAND...    run a command on a node (or on tor1, tor2, spine, outside)
@@ -66,7 +69,7 @@ func run(ctx context.Context, cfg cluster.Config, command string, args []string)
   go run ./test/cluster/cmd/cluster kubectl get nodes -o wide
   go run ./test/cluster/cmd/cluster node node1 ip route
   go run ./test/cluster/cmd/cluster node tor1 vtysh -c 'show bgp summary'
-  go run ./test/cluster/cmd/cluster install deploy/causeway.yaml      (after make image)
+  go run ./test/cluster/cmd/cluster install      (after make image)
   make cluster-down
 `)
 		return nil
@@ -83,6 +86,10 @@ func run(ctx context.Context, cfg cluster.Config, command string, args []string)
 		return interactive(cmd, c.StartKubectl)
 	case "node":
 		return onNode(ctx, c, args)
+	case "install":
+		return c.InstallManifest(ctx, args...)
+	case "install-helm":
+		return c.InstallHelm(ctx, args...)
 	case "load":
 		return c.LoadImage(ctx, args...)
 	case "logs":
