@@ -11,7 +11,7 @@ KUBERNETES_PACKAGES := gcc libc6-dev busybox-static runc iproute2 iptables nftab
 PACKAGES := gcc libc6-dev iproute2 iptables nftables ipset conntrack iputils-ping tcpdump procps bird2 frr gobgpd graphviz
 
 .PHONY: kubernetes cluster-up cluster-down test-cluster conformance
-.PHONY: all build plugins deps test race bench demo lint clean generate image
+.PHONY: all build plugins deps test race bench demo lint clean generate manifests image
 
 all: build
 
@@ -71,6 +71,10 @@ conformance: kubernetes image
 ## generate: deep copies
 generate:
 	$(GO) generate ./...
+
+## manifests: deploy/causeway.yaml and the Kustomize base, out of the Helm chart and the CRDs
+manifests:
+	deploy/scripts/manifests
 
 ## image: the container image, without Docker or a registry, as bin/causeway-image.tar
 image:
