@@ -30,6 +30,7 @@ type FelixConfigurationList struct {
 // DSCP is a differentiated services code point: a number up to 63 or a name such as EF.
 //
 // +kubebuilder:validation:XIntOrString
+// +kubebuilder:validation:Type=""
 // +kubebuilder:validation:Pattern=`^.*`
 type DSCP struct {
 	intstr.IntOrString `json:",inline"`

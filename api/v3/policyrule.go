@@ -37,6 +37,7 @@ const PerfHintAssumeNeededOnEveryNode PolicyPerformanceHint = "AssumeNeededOnEve
 // Port is a number, a range "80:90", or the name of a port of the endpoint.
 //
 // +kubebuilder:validation:XIntOrString
+// +kubebuilder:validation:Type=""
 // +kubebuilder:validation:Pattern=`^([0-9]{1,5}(:[0-9]{1,5})?|[a-zA-Z0-9_.-]{1,128})$`
 type Port struct {
 	intstr.IntOrString `json:",inline"`
@@ -45,6 +46,7 @@ type Port struct {
 // Protocol is a name (TCP, UDP, ICMP, ICMPv6, SCTP, UDPLite, in any case) or a number.
 //
 // +kubebuilder:validation:XIntOrString
+// +kubebuilder:validation:Type=""
 // +kubebuilder:validation:Pattern=`^((?i)(TCP|UDP|ICMP|ICMPv6|SCTP|UDPLite)|[0-9]{1,3})?$`
 type Protocol struct {
 	intstr.IntOrString `json:",inline"`

@@ -39,6 +39,17 @@ const (
 	DefaultTierOrder = 1000000
 )
 
+// TierAction is what becomes of a packet at the end of a tier.
+//
+// +kubebuilder:validation:Enum=Pass;Deny
+type TierAction string
+
+// The values of a tier's .spec.defaultAction.
+const (
+	TierPass TierAction = "Pass"
+	TierDeny TierAction = "Deny"
+)
+
 // TierSpec is what a Tier wants.
 type TierSpec struct {
 	// Order of the tier, lowest first; a tier without one comes last.
@@ -46,8 +57,7 @@ type TierSpec struct {
 	// DefaultAction meets packets that the tier's policies select and do not decide on.
 	//
 	// +kubebuilder:default=Deny
-	// +kubebuilder:validation:Enum=Pass;Deny
-	DefaultAction *Action `json:"defaultAction,omitempty"`
+	DefaultAction *TierAction `json:"defaultAction,omitempty"`
 }
 
 // TierStatus is what became of a Tier.

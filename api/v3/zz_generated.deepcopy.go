@@ -3883,7 +3883,7 @@ func (in *TierSpec) DeepCopyInto(out *TierSpec) {
 	}
 	if in.DefaultAction != nil {
 		in, out := &in.DefaultAction, &out.DefaultAction
-		*out = new(Action)
+		*out = new(TierAction)
 		**out = **in
 	}
 }
