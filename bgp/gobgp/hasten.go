@@ -10,7 +10,8 @@ import (
 	api "github.com/osrg/gobgp/v3/api"
 )
 
-// GoBGP rests for 5 s after a session has ended, and refuses every connection meanwhile: the
+// GoBGP rests for 5 s after a session has ended, after an attempt at one has, and when the time
+// to keep a restarting peer's routes is over, and refuses every connection meanwhile: the
 // constant holdtimeIdle in fsm.go. Two nodes that both do so need up to 10 s to find each other
 // again after a restart. There is a way around it: a hard reset of a session that is already
 // down does nothing but set the rest to idleAfterReset, and disabling and enabling the peer
@@ -27,7 +28,7 @@ const (
 
 // hasten ends the rest of the peers that went down a moment ago.
 func (l *life) hasten(ctx context.Context, now time.Time) error {
-	var due []netip.Addr
+	due := map[netip.Addr]time.Time{}
 	l.mu.Lock()
 	for a, s := range l.sessions {
 		if !s.resting {
@@ -39,20 +40,21 @@ func (l *life) hasten(ctx context.Context, now time.Time) error {
 		}
 		if _, ours := l.peers[a]; ours && s.state == api.PeerState_IDLE && s.hastes < hastenAtMost {
 			s.hastes++
-			due = append(due, a)
+			due[a] = s.idled
 		}
 	}
 	l.mu.Unlock()
 	var errs []error
-	for _, a := range due {
-		if err := l.wakePeer(ctx, a.String()); err != nil {
+	for _, a := range sortedAddrs(due) {
+		if err := l.wakePeer(ctx, a.String(), due[a]); err != nil {
 			errs = append(errs, fmt.Errorf("peer %s: %w", a, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (l *life) wakePeer(ctx context.Context, addr string) error {
+// wakePeer ends the rest that began at idled.
+func (l *life) wakePeer(ctx context.Context, addr string, idled time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	look := func() (p *api.Peer, err error) {
@@ -67,8 +69,7 @@ func (l *life) wakePeer(ctx context.Context, addr string) error {
 	if err != nil {
 		return fmt.Errorf("ListPeer: %w", err)
 	}
-	down := p.GetTimers().GetState().GetDowntime()
-	if p.State.SessionState != api.PeerState_IDLE || p.State.AdminState != api.PeerState_UP || down == nil || time.Since(down.AsTime()) > restLeft {
+	if p.State.SessionState != api.PeerState_IDLE || p.State.AdminState != api.PeerState_UP || time.Since(idled) > restLeft {
 		return nil
 	}
 	if _, err := l.client.ResetPeer(ctx, &api.ResetPeerRequest{Address: addr}); err != nil {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -373,6 +374,22 @@ func (r *router) startBird() {
 	r.l.t.Helper()
 	r.daemon(io.Discard, "bird", "-f", "-c", r.dir+"/bird.conf", "-s", r.dir+"/ctl", "-P", r.dir+"/pid")
 	r.l.eventually("bird in "+r.name, func() bool { return exec.Command("birdc", "-s", r.dir+"/ctl", "show", "status").Run() == nil })
+}
+
+// killBird ends BIRD as a crash would.
+func (r *router) killBird() {
+	r.l.t.Helper()
+	b, err := os.ReadFile(filepath.Join(r.dir, "pid"))
+	if err != nil {
+		r.l.t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err != nil {
+		r.l.t.Fatal(err)
+	}
 }
 
 func (r *router) birdConfig(routes []string, extra string) {

@@ -68,9 +68,10 @@ type session struct {
 	greeted  bool      // our routes were sent ahead of the gate
 	graceful capability
 	flaps    int // how often an established session ended in this life
-	// resting: it went down and is to be woken (hasten.go); how often that was done since
-	// hastened.
+	// resting: it went down, at idled, and is to be woken (hasten.go); how often that was done
+	// since hastened.
 	resting  bool
+	idled    time.Time
 	hastes   int
 	hastened time.Time
 }
@@ -323,6 +324,14 @@ func (l *life) takePeer(p *api.Peer) {
 		l.sessions[a] = s
 	}
 	was, lasted, refused := s.state, now.Sub(s.since), false
+	if state == api.PeerState_IDLE {
+		s.idled = now
+		// It was refused, as by one that rests, or what it had told was kept for its restart
+		// and that time is over: GoBGP rests after both. Two that rest as long as each other
+		// refuse each other for minutes, in turns.
+		refused = was == api.PeerState_OPENSENT || was == api.PeerState_OPENCONFIRM || s.flaps > 0 && (was == api.PeerState_ACTIVE || was == state)
+		s.resting = s.resting || refused
+	}
 	if was != state {
 		s.state, s.since = state, now
 		if state == api.PeerState_ESTABLISHED {
@@ -330,15 +339,12 @@ func (l *life) takePeer(p *api.Peer) {
 		} else if was == api.PeerState_ESTABLISHED {
 			s.flaps++
 			s.resting = true
-		} else if state == api.PeerState_IDLE {
-			// It was refused, as by one that rests. Two that rest as long as each other
-			// refuse each other for minutes, in turns.
-			s.resting = was == api.PeerState_OPENSENT || was == api.PeerState_OPENCONFIRM
-			refused = s.resting
 		}
 	}
 	l.mu.Unlock()
 	switch {
+	case refused:
+		l.loop.Poke()
 	case was == state:
 	case state == api.PeerState_ESTABLISHED:
 		l.r.mu.Lock()
@@ -351,8 +357,6 @@ func (l *life) takePeer(p *api.Peer) {
 		l.log.Warn("session is down", "peer", a.String(), "after", lasted.Round(time.Millisecond))
 		l.loop.Poke()
 		l.r.changed()
-	case refused:
-		l.loop.Poke()
 	}
 }
 
