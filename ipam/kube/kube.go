@@ -61,11 +61,21 @@ const (
 	pageSize = "100"
 )
 
-// BorrowerLabel returns the label (its value is empty) of the blocks of others in which a
-// node has addresses: a name of fixed length, whatever the node's is.
+// BorrowerLabel returns the label (its value is BorrowerValue) of the blocks of others in
+// which a node has addresses: a name of fixed length, whatever the node's is.
 func BorrowerLabel(node string) string {
 	sum := sha256.Sum256([]byte(node))
 	return borrowerPrefix + hex.EncodeToString(sum[:8])
+}
+
+// BorrowerValue returns the value of that label: the node's name, cut to what a label's
+// value can hold. By it an admission policy (deploy/policies/node-binding.yaml), which
+// cannot compute the label's name, knows whose label it is.
+func BorrowerValue(node string) string {
+	if len(node) <= 63 {
+		return node
+	}
+	return node[:62] + "0" // the last character must be a letter or a digit
 }
 
 // Config is what New needs.

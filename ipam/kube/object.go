@@ -144,7 +144,7 @@ func (s *Store) labels(b *ipam.Block, old map[string]string) map[string]string {
 	}
 	for _, node := range b.Borrowers() {
 		if s.cfg.Node == "" || s.cfg.Node == node {
-			out[BorrowerLabel(node)] = ""
+			out[BorrowerLabel(node)] = BorrowerValue(node)
 		}
 	}
 	out[labelFamily], out[labelSize] = familyOf(b), strconv.Itoa(b.CIDR.Bits())

@@ -13,13 +13,16 @@ import (
 
 	v3 "github.com/causeway-net/causeway/api/v3"
 	"github.com/causeway-net/causeway/ipam"
+	"github.com/causeway-net/causeway/ipam/kube"
 	"github.com/causeway-net/causeway/ipam/manifest"
 )
 
 const (
-	ownLabel   = "causeway-net.github.io/borrower-0123456789abcdef"
-	otherLabel = "causeway-net.github.io/borrower-fedcba9876543210"
+	familyLabel = "causeway-net.github.io/ip-family"
+	sizeLabel   = "causeway-net.github.io/block-size"
 )
+
+var ownLabel, otherLabel = kube.BorrowerLabel(own), kube.BorrowerLabel(other)
 
 const (
 	slotsRule   = "addresses that are free or attributed to its own node"
@@ -82,6 +85,10 @@ func TestBlockUpdates(t *testing.T) {
 			b.Slots[1] = ipam.Slot{Handle: "k8s-pod-network.new", Attrs: map[string]string{ipam.AttrNode: own}}
 		}), "", "", ""},
 		{"the borrower label", func(t *testing.T, b *v3.IPAMBlock) { b.Labels[ownLabel] = own }, "", "", ""},
+
+		{"the block's family and size", func(t *testing.T, b *v3.IPAMBlock) { b.Labels[familyLabel], b.Labels[sizeLabel] = "4", "26" }, "", "", ""},
+		{"a wrong family", func(t *testing.T, b *v3.IPAMBlock) { b.Labels[familyLabel] = "6" }, labelRule, labelRule, labelRule},
+		{"a wrong size", func(t *testing.T, b *v3.IPAMBlock) { b.Labels[sizeLabel] = "27" }, labelRule, labelRule, labelRule},
 
 		{"free another's", slots(func(b *ipam.Block) { release(b, 3, time.Time{}) }), slotsRule, slotsRule, slotsRule},
 		{"let another's rest", slots(func(b *ipam.Block) { release(b, 3, now) }), slotsRule, slotsRule, slotsRule},
@@ -299,7 +306,7 @@ func TestLongNodeName(t *testing.T) {
 	blocks := newBlocks(agentClients(t, c.admin, longName))
 	b := c.put(t.Context(), t, block(t, "10.75.0.0/26", other, nil))
 	rewrite(t, b, func(x *ipam.Block) { hold(x, 5, longName) })
-	b.Labels = map[string]string{ownLabel: longName[:62] + "0"}
+	b.Labels = map[string]string{kube.BorrowerLabel(longName): kube.BorrowerValue(longName)}
 	b, err := blocks.Update(t.Context(), b, metav1.UpdateOptions{})
 	must(t, err)
 	rewrite(t, b, func(x *ipam.Block) { release(x, 5, time.Now()) })

@@ -144,7 +144,7 @@ func TestLists(t *testing.T) {
 	if err := controller.Update(ctx, b); err != nil {
 		t.Fatal(err)
 	}
-	if labels := raw(t, "10-0-0-0-26").Labels; labels[kube.BorrowerLabel("n3")] != "" || len(labels) != 4 {
+	if labels := raw(t, "10-0-0-0-26").Labels; labels[kube.BorrowerLabel("n3")] != kube.BorrowerValue("n3") || len(labels) != 4 {
 		t.Errorf("labels %v, want those of n1 and n3, and two of the block", labels)
 	}
 	for _, i := range []int{3, 4} {
