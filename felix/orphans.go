@@ -32,18 +32,10 @@ func Orphans(links []model.Endpoint, protocol int) ([]model.Endpoint, error) {
 		byIndex[l.Attrs().Index] = i
 	}
 	out := slices.Clone(links)
-	filter := &netlink.Route{Protocol: netlink.RouteProtocol(protocol), Table: unix.RT_TABLE_MAIN}
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		var routes []netlink.Route
-		var err error
-		for range 10 { // the kernel says when a dump was interrupted by a change
-			routes, err = netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
-			if !errors.Is(err, netlink.ErrDumpInterrupted) {
-				break
-			}
-		}
+	for _, family := range families {
+		routes, err := listRoutes(family, protocol)
 		if err != nil {
-			return nil, fmt.Errorf("list routes: %w", err)
+			return nil, err
 		}
 		for _, r := range routes {
 			i, ours := byIndex[r.LinkIndex]
@@ -58,4 +50,40 @@ func Orphans(links []model.Endpoint, protocol int) ([]model.Endpoint, error) {
 		}
 	}
 	return slices.DeleteFunc(out, func(ep model.Endpoint) bool { return len(ep.Addresses) == 0 }), nil
+}
+
+var families = []int{netlink.FAMILY_V4, netlink.FAMILY_V6}
+
+// listRoutes reads the routes of one protocol number in the main table.
+func listRoutes(family, protocol int) (routes []netlink.Route, err error) {
+	filter := &netlink.Route{Protocol: netlink.RouteProtocol(protocol), Table: unix.RT_TABLE_MAIN}
+	for range 10 { // the kernel says when a dump was interrupted by a change
+		routes, err = netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	return routes, nil
+}
+
+// RemoveRoutes removes all routes of the protocol number from the main table, and returns
+// how many. It must not run beside an agent.
+func RemoveRoutes(protocol int) (n int, err error) {
+	var errs []error
+	for _, family := range families {
+		routes, err := listRoutes(family, protocol)
+		errs = append(errs, err)
+		for _, r := range routes {
+			switch err := netlink.RouteDel(&r); {
+			case err == nil:
+				n++
+			case !errors.Is(err, unix.ESRCH): // gone meanwhile, with its link
+				errs = append(errs, fmt.Errorf("route %s: %w", r, err))
+			}
+		}
+	}
+	return n, errors.Join(errs...)
 }

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/causeway-net/causeway/bgp/child"
 	"github.com/causeway-net/causeway/felix/iptables"
@@ -32,6 +31,14 @@ type options struct {
 	gobgpTCP         string
 	speakerUID       int
 	procSys          string
+	kubeconfig       string
+	healthAddress    string
+	metricsAddress   string
+	cniConfDir       string
+
+	cleanup      bool // remove everything instead
+	cniBinDir    string
+	cniSourceDir string
 }
 
 // The agent needs no privileged container. Of the capabilities (capabilities(7)) it needs,
@@ -66,6 +73,12 @@ func newAgentCommand() (*options, *cobra.Command) {
 			if err := fromEnvironment(cmd.Flags(), os.Environ()); err != nil {
 				return err
 			}
+			if err := o.check(); err != nil {
+				return err
+			}
+			if o.cleanup {
+				return runCleanup(cmd.Context(), *o, cmd.OutOrStdout())
+			}
 			return runAgent(cmd.Context(), *o)
 		},
 	}
@@ -73,7 +86,8 @@ func newAgentCommand() (*options, *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.nodeName, "node-name", hostname, "this node's name in the datastore")
 	f.StringVar(&o.datastore, "datastore", "file:///etc/causeway/manifests",
-		"where the manifests are: file:///DIR is private to this node, file:///DIR?shared=true is seen by several")
+		"where the objects are: kubernetes, or a folder of manifests; file:///DIR is private to this node, file:///DIR?shared=true is seen by several")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "file that says how to reach the Kubernetes API; in a pod its service account does")
 	f.StringVar(&o.runDir, "run-dir", "/run/causeway", "folder of the sockets; must not survive a reboot")
 	f.StringVar(&o.stateDir, "state-dir", "/var/lib/causeway", "folder of the journal; must survive a reboot")
 	f.StringVar(&o.secretNamespace, "secret-namespace", "kube-system", "namespace of the Secrets with BGP passwords")
@@ -84,24 +98,13 @@ func newAgentCommand() (*options, *cobra.Command) {
 	f.StringVar(&o.gobgpTCP, "gobgp-tcp", "", "serve the gobgp API on this loopback address too, as 127.0.0.1:50051")
 	f.IntVar(&o.speakerUID, "speaker-uid", 65532, "user and group the BGP speaker runs as")
 	f.StringVar(&o.procSys, "proc-sys", "/proc/sys", "folder of the host's sysctls, for a container whose own /proc/sys is read-only")
+	f.StringVar(&o.healthAddress, "health-address", "", "serve /livez and /readyz on this loopback address, as 127.0.0.1:9099")
+	f.StringVar(&o.metricsAddress, "metrics-address", "", "serve /metrics for Prometheus on this address, as :9091")
+	f.StringVar(&o.cniConfDir, "cni-conf-dir", "", "keep the container runtime's network configuration, 10-causeway.conflist, in this folder; it is written once the agent is ready and stays when it ends")
+	f.BoolVar(&o.cleanup, "cleanup", false, "remove from this host all that Causeway made, pods' links too, and end; drain the node first")
+	f.StringVar(&o.cniBinDir, "cni-bin-dir", "", "with --cleanup: remove the plugins' programs from this folder")
+	f.StringVar(&o.cniSourceDir, "cni-source-dir", defaultSource, "with --cleanup: folder of the programs that `causeway install` copied")
 	return o, cmd
-}
-
-// folder reads --datastore.
-func (o options) folder() (dir string, shared bool, err error) {
-	u, err := url.Parse(o.datastore)
-	if err != nil || u.Scheme != "file" || u.Host != "" || !filepath.IsAbs(u.Path) {
-		return "", false, fmt.Errorf("--datastore %q: use file:///DIR, or file:///DIR?shared=true when several nodes see the folder", o.datastore)
-	}
-	for key, values := range u.Query() {
-		switch {
-		case key == "shared" && len(values) == 1 && (values[0] == "true" || values[0] == "false"):
-			shared = values[0] == "true"
-		default:
-			return "", false, fmt.Errorf("--datastore %q: only shared=true or shared=false may follow the folder", o.datastore)
-		}
-	}
-	return u.Path, shared, nil
 }
 
 // check refuses what would only fail later, and again and again.
@@ -121,8 +124,26 @@ func (o options) check() error {
 		return fmt.Errorf("--iptables-backend %q: use auto, legacy or nft", o.iptablesBackend)
 	case !filepath.IsAbs(o.procSys):
 		return fmt.Errorf("--proc-sys %q: want an absolute path", o.procSys)
+	case o.kubeconfig != "" && o.datastore != kubernetes:
+		return fmt.Errorf("--kubeconfig %s: goes with --datastore kubernetes alone, which is %s", o.kubeconfig, o.datastore)
+	case o.cniConfDir != "" && !filepath.IsAbs(o.cniConfDir):
+		return fmt.Errorf("--cni-conf-dir %q: want an absolute path", o.cniConfDir)
+	case o.cniBinDir != "" && !filepath.IsAbs(o.cniBinDir):
+		return fmt.Errorf("--cni-bin-dir %q: want an absolute path", o.cniBinDir)
+	case o.cniBinDir != "" && !o.cleanup:
+		return errors.New("--cni-bin-dir: goes with --cleanup alone; `causeway install` puts programs there")
 	case o.speakerUID < 1:
 		return fmt.Errorf("--speaker-uid %d: want 1 or more; the speaker never runs as root", o.speakerUID)
+	}
+	if o.healthAddress != "" {
+		if err := child.CheckTCPAddr(o.healthAddress); err != nil {
+			return fmt.Errorf("--health-address: %w", err)
+		}
+	}
+	if o.metricsAddress != "" {
+		if _, port, err := net.SplitHostPort(o.metricsAddress); err != nil || port == "" {
+			return fmt.Errorf("--metrics-address %q: want HOST:PORT, or :PORT for all of the node's addresses", o.metricsAddress)
+		}
 	}
 	if o.gobgpTCP != "" {
 		if err := child.CheckTCPAddr(o.gobgpTCP); err != nil {
@@ -137,29 +158,19 @@ func runAgent(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	if err := o.check(); err != nil {
-		return err
-	}
 	log = log.With("node", o.nodeName)
-	for _, dir := range []string{o.runDir, o.stateDir} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	for _, dir := range []string{o.runDir, o.stateDir} {
-		if err := os.Chmod(dir, 0o700); err != nil {
-			return err
-		}
+	if err := errors.Join(ownFolder("--run-dir", o.runDir), ownFolder("--state-dir", o.stateDir)); err != nil {
+		return err
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(child.GCPercent)
 	}
-	unlock, err := lock(filepath.Join(o.runDir, "agent.lock"))
+	run, err := lockRunFolder(o.runDir)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	a, err := newAgent(o, log)
+	defer run.close()
+	a, err := newAgent(o, log, run)
 	if err != nil {
 		return err
 	}
@@ -167,18 +178,4 @@ func runAgent(ctx context.Context, o options) error {
 	err = task.Run(ctx, log, a.tasks()...)
 	log.Info("agent ends", "error", err)
 	return err
-}
-
-// lock makes sure that one agent alone works on this run folder; the kernel drops the
-// lock with the process, however that ends.
-func lock(path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%s: another agent runs on this node: %w", path, err)
-	}
-	return func() { f.Close() }, nil
 }

@@ -19,7 +19,7 @@ func TestFolder(t *testing.T) {
 		{"file:///m?share=true", "", false, "shared=true or shared=false"},
 		{"file://m", "", false, "file:///DIR"},
 		{"/m", "", false, "file:///DIR"},
-		{"kubernetes", "", false, "file:///DIR"},
+		{"kube", "", false, "use kubernetes"},
 	} {
 		dir, shared, err := options{datastore: c.datastore}.folder()
 		if dir != c.dir || shared != c.shared || (err == nil) != (c.err == "") {

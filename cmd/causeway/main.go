@@ -24,7 +24,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(agentCommand(), controllerCommand(), speakerCommand())
+	root.AddCommand(agentCommand(), controllerCommand(), installCommand(), speakerCommand())
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	if err := root.ExecuteContext(ctx); err != nil {

@@ -17,7 +17,14 @@ func (a *agent) status() status.Status {
 	st := status.Status{
 		Node: a.o.nodeName, Version: version, Started: a.started, MTU: a.podMTU(), Snapshot: snap.Revision,
 		Problems: slices.Concat(snap.Problems, bgpProblems, a.ipam.Problems()), Endpoints: a.ipam.Endpoints(), Adverts: adverts,
-		Warnings: a.warnings(),
+		Warnings: a.warnings(), Source: status.Source{Datastore: a.o.datastore},
+	}
+	if err := a.data.trouble(); err != nil {
+		st.Source.Error = err.Error()
+	}
+	if a.node != nil {
+		network := a.node.Status()
+		st.Network = &network
 	}
 	if err := a.ready(); err != nil {
 		st.NotReady = err.Error()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/causeway-net/causeway/bgp"
 	"github.com/causeway-net/causeway/bgp/child"
 	"github.com/causeway-net/causeway/bgp/gobgp"
+	"github.com/causeway-net/causeway/cni-plugin/install"
 	"github.com/causeway-net/causeway/cni-plugin/server"
 	"github.com/causeway-net/causeway/cni-plugin/veth"
 	"github.com/causeway-net/causeway/felix"
@@ -23,11 +25,10 @@ import (
 	"github.com/causeway-net/causeway/felix/link"
 	"github.com/causeway-net/causeway/felix/route"
 	"github.com/causeway-net/causeway/internal/model"
+	"github.com/causeway-net/causeway/internal/node"
 	"github.com/causeway-net/causeway/internal/status"
 	"github.com/causeway-net/causeway/internal/task"
-	"github.com/causeway-net/causeway/internal/watch/file"
 	"github.com/causeway-net/causeway/ipam"
-	ipamfile "github.com/causeway-net/causeway/ipam/file"
 )
 
 // agent is the wiring between the parts; it decides nothing.
@@ -36,7 +37,8 @@ type agent struct {
 	log     *slog.Logger
 	started time.Time
 
-	source *file.Source
+	run    *runFolder
+	data   *datastore
 	ipam   *ipam.Allocator
 	routes *route.Table
 	rules  []reversePath
@@ -44,6 +46,9 @@ type agent struct {
 	felix  *felix.Dataplane
 	bgp    *gobgp.Reconciler
 	cni    *server.Server
+	pulse  *pulse
+	node   *node.Reporter    // nil without Kubernetes
+	list   *install.Conflist // nil unless wanted
 
 	mu          sync.Mutex // guards what follows
 	snap        *model.Snapshot
@@ -51,25 +56,19 @@ type agent struct {
 	bgpProblems []model.Problem
 	adverts     []netip.Prefix
 	rulesSeen   bool // all rules were in force once
+	synced      bool // BGP was in sync with its peers once
+	marked      bool // the mark that an agent ran here stands
 }
 
 // newAgent makes all parts; nothing runs yet.
-func newAgent(o options, log *slog.Logger) (*agent, error) {
-	dir, shared, err := o.folder()
-	if err != nil {
+func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
+	a := &agent{o: o, log: log, started: time.Now(), snap: &model.Snapshot{}, run: run}
+	run.log, run.mark = log, a.remark
+	var err error
+	if a.data, err = openDatastore(o, log, a.setSnapshot); err != nil {
 		return nil, err
 	}
-	a := &agent{o: o, log: log, started: time.Now(), snap: &model.Snapshot{}}
-
-	// A folder that is not there is not made: it may be one that is not mounted yet.
-	if _, err := os.Stat(dir); err != nil {
-		return nil, fmt.Errorf("--datastore %s: %w; make the folder or mount it first", o.datastore, err)
-	}
-	store, err := ipamfile.New(ipamfile.Config{Dir: dir, Log: log, Shared: shared})
-	if err != nil {
-		return nil, err
-	}
-	a.ipam, err = ipam.New(ipam.Config{Node: o.nodeName, Store: store, JournalDir: o.stateDir, Log: log, Private: !shared})
+	a.ipam, err = ipam.New(ipam.Config{Node: o.nodeName, Store: a.data.store, JournalDir: o.stateDir, Log: log, Private: a.data.private})
 	if err != nil {
 		return nil, err
 	}
@@ -122,15 +121,46 @@ func newAgent(o options, log *slog.Logger) (*agent, error) {
 		Restarting: restarting,
 	})
 
+	var addresses server.IPAM = a.ipam
+	if a.data.clients != nil {
+		a.node, err = node.New(node.Config{
+			Clients: a.data.clients, Node: o.nodeName, Log: log, Ready: a.carries, Subnet: a.links.Subnet, Restarted: restarting,
+		})
+		if err != nil {
+			return nil, err
+		}
+		addresses = announced{a.ipam, a.node.PodEvent}
+	}
+	socket := filepath.Join(o.runDir, "cni.sock")
 	a.cni, err = server.New(server.Config{
-		Socket: filepath.Join(o.runDir, "cni.sock"), Log: log, IPAM: a.ipam, Dataplane: a.felix, Ready: a.ready,
-		MTU: a.podMTU, Resync: o.resync, ProcSys: o.procSys,
+		Socket: socket, Log: log, IPAM: addresses, Dataplane: a.felix, Ready: a.ready,
+		MTU: a.podMTU, Workload: a.data.workload, Resync: o.resync, ProcSys: o.procSys,
 	})
 	if err != nil {
 		return nil, err
 	}
-	a.source, err = file.New(file.Config{Dir: dir, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: a.setSnapshot})
-	return a, err
+	if o.cniConfDir != "" {
+		a.list = install.NewConflist(o.cniConfDir, socket, a.ready, log)
+	}
+	a.pulse = newPulse(a.parts(socket))
+	return a, nil
+}
+
+// parts are what must answer for the agent to be alive.
+func (a *agent) parts(socket string) []part {
+	answers := func(name string, ask func()) part { return part{name, func() error { ask(); return nil }} }
+	ps := []part{
+		answers("agent", func() { a.podMTU() }),
+		answers("routes", func() { a.routes.Status() }),
+		answers("links", func() { a.links.Names() }),
+		answers("bgp", func() { a.bgp.Glance() }),
+		answers("ipam", func() { a.ipam.Ready() }),
+		{"cni", func() error { return askCNI(socket) }},
+	}
+	for _, r := range a.rules {
+		ps = append(ps, answers(r.String(), func() { r.Status() }))
+	}
+	return ps
 }
 
 // knownEndpoints are the pods of the journal, and those that the kernel alone still knows
@@ -166,8 +196,17 @@ func knownEndpoints(log *slog.Logger, procSys string, journaled []model.Endpoint
 // tasks are what lives as long as the agent.
 func (a *agent) tasks() []task.Task {
 	ts := []task.Task{
-		a.source, a.routes, a.links, a.bgp, a.cni, task.Func("ipam", a.ipam.Run),
-		status.NewServer(filepath.Join(a.o.runDir, "agent.sock"), a.status, a.ready),
+		a.data.source, a.routes, a.links, a.bgp, a.cni, task.Func("ipam", a.ipam.Run), a.pulse, a.run,
+		status.NewServer(status.Config{
+			Socket: filepath.Join(a.o.runDir, "agent.sock"), Health: a.o.healthAddress, Metrics: a.o.metricsAddress,
+			Read: a.status, Ready: a.ready, Live: a.pulse.live,
+		}),
+	}
+	if a.node != nil {
+		ts = append(ts, a.node)
+	}
+	if a.list != nil {
+		ts = append(ts, a.list)
 	}
 	for _, r := range a.rules {
 		ts = append(ts, r)
@@ -175,14 +214,31 @@ func (a *agent) tasks() []task.Task {
 	return ts
 }
 
-// restarting reports whether an agent ran here since the node started, so that peers may
-// still hold our routes and the kernel theirs. The run folder does not survive a reboot.
+// restarting reports whether an agent told peers anything since the node started, so that
+// they may still hold our routes and the kernel theirs. The run folder does not survive a
+// reboot.
 func (a *agent) restarting() (bool, error) {
-	mark := filepath.Join(a.o.runDir, "started")
-	if _, err := os.Stat(mark); err == nil {
+	_, err := os.Stat(a.startedFile())
+	switch {
+	case err == nil:
+		a.marked = true
 		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
 	}
-	return false, os.WriteFile(mark, nil, 0o600)
+	return false, err
+}
+
+func (a *agent) startedFile() string { return filepath.Join(a.o.runDir, "started") }
+
+// remark writes the mark that restarting looks for again, if it stood.
+func (a *agent) remark() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.marked {
+		return nil
+	}
+	return os.WriteFile(a.startedFile(), nil, 0o600)
 }
 
 // setSnapshot hands a new snapshot to everyone who works from it.
@@ -218,6 +274,7 @@ func (a *agent) setOutside(addrs []netip.Addr) {
 // it stays in the kernel for the life of this one.
 func (a *agent) bgpSynced() {
 	a.mu.Lock()
+	a.synced = true
 	unknown := a.snap.BGP.Unknown
 	a.mu.Unlock()
 	if unknown {
@@ -250,6 +307,12 @@ func (a *agent) advertise() {
 	a.adverts = nil
 	for _, ad := range speaker.Adverts {
 		a.adverts = append(a.adverts, ad.Prefix)
+	}
+	if !a.marked {
+		if err := os.WriteFile(a.startedFile(), nil, 0o600); err != nil {
+			a.log.Error("the next agent will not know that one ran before it: BGP peers will drop this node's routes until it told them again", "error", err)
+		}
+		a.marked = true
 	}
 	a.bgp.Set(speaker)
 }
@@ -319,6 +382,12 @@ func (a *agent) ready() error {
 // node that is ready all the same.
 func (a *agent) warnings() []string {
 	var out []string
+	if err := a.data.trouble(); err != nil {
+		out = append(out, "the datastore does not answer, and what it said last stays in force: "+err.Error())
+	}
+	if a.list != nil {
+		out = append(out, a.list.Warnings()...)
+	}
 	if err := a.ipam.Ready(); err != nil && !errors.Is(err, ipam.ErrNotReady) {
 		out = append(out, "new pods get no address: "+err.Error())
 	}

@@ -12,7 +12,7 @@ import (
 // TestNodeLost holds I4: a Node that is no longer in the datastore ends no session.
 func TestNodeLost(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
-	a := &agent{o: options{nodeName: "n1"}, log: log, snap: &model.Snapshot{}, bgp: gobgp.New(gobgp.Config{Log: log})}
+	a := &agent{o: options{nodeName: "n1"}, log: log, snap: &model.Snapshot{}, bgp: gobgp.New(gobgp.Config{Log: log}), marked: true}
 	nobody := &model.Snapshot{Revision: 1}
 	there := &model.Snapshot{
 		Revision: 2,

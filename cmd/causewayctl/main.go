@@ -80,6 +80,14 @@ func printStatus(w io.Writer, st status.Status) {
 		}
 	}
 	fmt.Fprintf(w, "Node\t%s\nVersion\t%s\nUp for\t%s\nReady\t%s\n", st.Node, st.Version, time.Since(st.Started).Round(time.Second), ready)
+	datastore := st.Source.Datastore
+	if st.Source.Error != "" {
+		datastore += ", which does not answer: " + st.Source.Error
+	}
+	fmt.Fprintf(w, "Datastore\t%s\n", datastore)
+	if n := st.Network; n != nil {
+		printNetwork(w, *n)
+	}
 	fmt.Fprintf(w, "Peers\t%d of %d established\n", established, len(st.Peers))
 	fmt.Fprintf(w, "Speaker\tpid %d, %d restarts\n", st.Speaker.PID, st.Speaker.Restarts)
 	if st.Speaker.Error != "" {
@@ -100,6 +108,27 @@ func printStatus(w io.Writer, st status.Status) {
 		}
 	}
 	printProblems(w, st)
+}
+
+// printNetwork prints what Kubernetes is told of the node.
+func printNetwork(w io.Writer, n status.Network) {
+	var addrs []string
+	for _, a := range n.Addresses {
+		addrs = append(addrs, a.String())
+	}
+	fmt.Fprintf(w, "Addresses\t%s\nNetworkUnavailable\t%s\n", strings.Join(addrs, ", "), n.Condition)
+	if n.Unavailable != "" {
+		fmt.Fprintf(w, "\t%s\n", n.Unavailable)
+	}
+	if n.AddressChanges > 0 {
+		fmt.Fprintf(w, "\tthe address changed %d times since the agent started\n", n.AddressChanges)
+	}
+	if n.EventsDropped > 0 {
+		fmt.Fprintf(w, "Events\t%d not sent, to spare the API server\n", n.EventsDropped)
+	}
+	if n.Error != "" {
+		fmt.Fprintf(w, "Node error\t%s\n", n.Error)
+	}
 }
 
 func routeCounts(by map[string]int) string {

@@ -98,13 +98,14 @@ func (u *Uplinks) MTU() int {
 }
 
 // Subnet returns the address with the length of the subnet that it stands in, as the link
-// that holds it has it. Where several links hold it, the shortest length counts: the others
-// are what routing to the host puts on the loopback.
+// that holds it has it; the zero Prefix before the links were read, and an error when none
+// holds it. Where several do the shortest length counts: the others are what routing to the
+// host puts on the loopback.
 func (u *Uplinks) Subnet(a netip.Addr) (netip.Prefix, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.subnets == nil {
-		return netip.Prefix{}, cmp.Or(u.err, errors.New("the node's links were not read yet"))
+		return netip.Prefix{}, u.err
 	}
 	p, ok := u.subnets[a]
 	if !ok {

@@ -28,12 +28,16 @@ var (
 	descRestarts   = desc("speaker_restarts_total", "Deaths of the BGP speaker since the agent started.")
 	descPeerUp     = desc("bgp_peer_established", "1 when the session is Established.", "peer", "asn")
 	descPeerHeld   = desc("bgp_peer_held_back", "1 while the peer is held back because its messages ended the speaker.", "peer")
+	descSourceUp   = desc("datastore_up", "1 while the datastore answers; what is in force stays without it.")
+	descNetwork    = desc("node_network_available", "1 while the node can carry traffic; what the condition NetworkUnavailable says, without its grace time.")
+	descMoved      = desc("node_address_changes_total", "Changes of the node's address since the agent started.")
+	descDropped    = desc("events_dropped_total", "Kubernetes events that were not sent, to spare the API server.")
 	descPeerRoutes = desc("bgp_peer_routes", "Routes of the session.", "peer", "direction")
 )
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descReady, descWarnings, descProblems, descEndpoints, descBlocks, descAddresses, descRoutes,
-		descUnresolved, descConflicts, descLeftOut, descRouteErrs, descRestarts, descPeerUp, descPeerHeld, descPeerRoutes} {
+		descUnresolved, descConflicts, descLeftOut, descRouteErrs, descRestarts, descSourceUp, descNetwork, descMoved, descDropped, descPeerUp, descPeerHeld, descPeerRoutes} {
 		ch <- d
 	}
 }
@@ -45,6 +49,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descReady, truth(st.Ready))
 	gauge(descWarnings, float64(len(st.Warnings)))
+	gauge(descSourceUp, truth(st.Source.Error == ""))
+	if n := st.Network; n != nil {
+		gauge(descNetwork, truth(n.Unavailable == ""))
+		ch <- prometheus.MustNewConstMetric(descMoved, prometheus.CounterValue, float64(n.AddressChanges))
+		ch <- prometheus.MustNewConstMetric(descDropped, prometheus.CounterValue, float64(n.EventsDropped))
+	}
 	type key struct{ kind, name, field, effect string }
 	problems := map[key]float64{}
 	for _, p := range st.Problems {

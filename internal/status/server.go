@@ -15,61 +15,122 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Server answers /status (JSON), /healthz (200 when ready, else 503 and why) and
-// /metrics (Prometheus) on a unix socket that root alone may use.
-type Server struct {
-	socket string
-	read   func() Status
-	ready  func() error
+// Config says what a Server says, and where.
+type Config struct {
+	// Socket is a unix socket that root alone may use: it answers everything. Required.
+	Socket string
+	// Health is a TCP address (host:port) that answers /livez and /readyz alone, and
+	// Metrics one that answers /metrics alone; empty: none.
+	Health, Metrics string
+	// Read is what /status and /metrics show; it may take a second. Required.
+	Read func() Status
+	// Ready says why the agent cannot do its work, and Live why it should be started
+	// anew, or nil. Both must be quick: who probes has little patience. Required.
+	Ready, Live func() error
 }
 
-// NewServer makes a Server. /status and /metrics call read, which may take a second, and
-// /healthz calls ready, which must be quick: who probes has little patience.
-func NewServer(socket string, read func() Status, ready func() error) *Server {
-	return &Server{socket, read, ready}
-}
+// Server answers /status (JSON), /metrics (Prometheus), and /livez, /readyz and /healthz,
+// which is /readyz too: 200, or 503 and why.
+type Server struct{ cfg Config }
+
+// NewServer makes a Server.
+func NewServer(cfg Config) *Server { return &Server{cfg} }
 
 func (s *Server) String() string { return "status" }
 
-// Run serves until ctx is cancelled.
+// Run serves until ctx is cancelled. A TCP address that is taken ends it.
 func (s *Server) Run(ctx context.Context) error {
-	if err := os.Remove(s.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove a former agent's socket: %w", err)
+	var lc net.ListenConfig
+	var listeners []net.Listener
+	var handlers []http.Handler
+	closeAll := func() {
+		for _, l := range listeners {
+			l.Close()
+		}
 	}
-	l, err := net.Listen("unix", s.socket)
+	l, err := s.listenUnix()
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(s.socket, 0o600); err != nil { // until here the folder's mode, 0700, keeps others out
-		l.Close()
-		return err
+	listeners, handlers = append(listeners, l), append(handlers, s.handler())
+	for _, at := range []struct {
+		flag, addr string
+		handler    func(*http.ServeMux)
+	}{{"--health-address", s.cfg.Health, s.health}, {"--metrics-address", s.cfg.Metrics, s.metrics}} {
+		if at.addr == "" {
+			continue
+		}
+		l, err := lc.Listen(ctx, "tcp", at.addr)
+		if err != nil {
+			closeAll()
+			return fmt.Errorf("%s %s: %w; is another program there? Name another address", at.flag, at.addr, err)
+		}
+		mux := http.NewServeMux()
+		at.handler(mux)
+		listeners, handlers = append(listeners, l), append(handlers, mux)
 	}
-	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 5 * time.Second}
-	stopped := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stopped()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
+	ended := make(chan error, len(listeners))
+	for i, l := range listeners {
+		srv := &http.Server{Handler: handlers[i], ReadHeaderTimeout: 5 * time.Second}
+		stopped := context.AfterFunc(ctx, func() { srv.Close() })
+		defer stopped()
+		defer srv.Close()
+		go func() { ended <- srv.Serve(l) }()
+	}
+	for range listeners {
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
 	}
 	return nil
 }
 
+func (s *Server) listenUnix() (net.Listener, error) {
+	if err := os.Remove(s.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove a former agent's socket: %w", err)
+	}
+	l, err := net.Listen("unix", s.cfg.Socket)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(s.cfg.Socket, 0o600); err != nil { // until here the folder's mode, 0700, keeps others out
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
 func (s *Server) handler() http.Handler {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collector{s.read}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	s.metrics(mux)
+	s.health(mux)
+	mux.HandleFunc("GET /healthz", probe(s.cfg.Ready))
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(s.read()) // the other end is gone if this fails
+		json.NewEncoder(w).Encode(s.cfg.Read()) // the other end is gone if this fails
 	})
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := s.ready(); err != nil {
+	return mux
+}
+
+func (s *Server) metrics(mux *http.ServeMux) {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collector{s.cfg.Read}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+}
+
+func (s *Server) health(mux *http.ServeMux) {
+	mux.HandleFunc("GET /readyz", probe(s.cfg.Ready))
+	mux.HandleFunc("GET /livez", probe(s.cfg.Live))
+}
+
+func probe(why func() error) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		if err := why(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")
-	})
-	return mux
+	}
 }
 
 // Fetch asks the agent behind socket for its status.

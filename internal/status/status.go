@@ -19,7 +19,14 @@ type Status struct {
 	Warnings []string  `json:"warnings,omitempty"` // what needs somebody while the node is ready
 	MTU      int       `json:"mtu"`                // of new pods, bytes
 
-	Snapshot  uint64           `json:"snapshot"` // revision of the datastore in force; 0 before the first
+	// Source is where objects come from, and Snapshot the revision in force; 0 before the
+	// first.
+	Source   Source `json:"source"`
+	Snapshot uint64 `json:"snapshot"`
+	// Network is what the node's condition NetworkUnavailable rests on; empty without
+	// Kubernetes.
+	Network *Network `json:"network,omitempty"`
+
 	Problems  []model.Problem  `json:"problems,omitempty"`
 	Pools     []Pool           `json:"pools,omitempty"`
 	Blocks    []netip.Prefix   `json:"blocks,omitempty"` // of this node
@@ -28,6 +35,22 @@ type Status struct {
 	Peers     []Peer           `json:"peers,omitempty"`
 	Adverts   []netip.Prefix   `json:"adverts,omitempty"`
 	Routes    Routes           `json:"routes"`
+}
+
+// Source is the datastore as the agent sees it.
+type Source struct {
+	Datastore string `json:"datastore"`       // as --datastore names it
+	Error     string `json:"error,omitempty"` // why what is in force may be old
+}
+
+// Network says what other programs of Kubernetes are told of this node.
+type Network struct {
+	Addresses      []netip.Prefix `json:"addresses,omitempty"`   // as the Node's annotations have them
+	Unavailable    string         `json:"unavailable,omitempty"` // why the node cannot carry traffic
+	Condition      string         `json:"condition,omitempty"`   // NetworkUnavailable as it stands: False is well
+	AddressChanges int            `json:"addressChanges"`        // since the agent started
+	EventsDropped  int            `json:"eventsDropped"`         // for the sake of the API server
+	Error          string         `json:"error,omitempty"`       // why the Node could not be read or written
 }
 
 // Pool is an IPPool in force, as far as an operator asks for it first.

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/causeway-net/causeway/cni-plugin/server"
+	"github.com/causeway-net/causeway/internal/kubeapi"
+	"github.com/causeway-net/causeway/internal/model"
+	"github.com/causeway-net/causeway/internal/task"
+	"github.com/causeway-net/causeway/internal/watch/file"
+	watchkube "github.com/causeway-net/causeway/internal/watch/kube"
+	"github.com/causeway-net/causeway/ipam"
+	ipamfile "github.com/causeway-net/causeway/ipam/file"
+	ipamkube "github.com/causeway-net/causeway/ipam/kube"
+)
+
+// kubernetes is the --datastore that is the Kubernetes API.
+const kubernetes = "kubernetes"
+
+// datastore is where objects come from and blocks are kept: a folder, or the Kubernetes
+// API. The rest of the agent does not know which.
+type datastore struct {
+	source  task.Task // publishes snapshots
+	store   ipam.Store
+	private bool // no other node sees the store
+	// trouble says why what was published may be old, or nil.
+	trouble func() error
+	// workload looks up a pod; nil in a folder, which knows none.
+	workload func(ctx context.Context, namespace, pod, uid string) (server.Workload, error)
+	clients  *kubeapi.Clients // nil for a folder
+}
+
+// openDatastore makes the parts; nothing is read yet. Snapshots go to publish.
+func openDatastore(o options, log *slog.Logger, publish func(*model.Snapshot)) (*datastore, error) {
+	if o.datastore == kubernetes {
+		return openKubernetes(o, log, publish)
+	}
+	return openFolder(o, log, publish)
+}
+
+func openFolder(o options, log *slog.Logger, publish func(*model.Snapshot)) (*datastore, error) {
+	dir, shared, err := o.folder()
+	if err != nil {
+		return nil, err
+	}
+	// A folder that is not there is not made: it may be one that is not mounted yet.
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("--datastore %s: %w; make the folder or mount it first", o.datastore, err)
+	}
+	store, err := ipamfile.New(ipamfile.Config{Dir: dir, Log: log, Shared: shared})
+	if err != nil {
+		return nil, err
+	}
+	source, err := file.New(file.Config{Dir: dir, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: publish})
+	if err != nil {
+		return nil, err
+	}
+	return &datastore{source: source, store: store, private: !shared, trouble: func() error { return nil }}, nil
+}
+
+func openKubernetes(o options, log *slog.Logger, publish func(*model.Snapshot)) (*datastore, error) {
+	clients, err := o.clients()
+	if err != nil {
+		return nil, err
+	}
+	store, err := ipamkube.New(ipamkube.Config{Clients: clients, Node: o.nodeName, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	source, err := watchkube.New(watchkube.Config{
+		Clients: clients, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: publish,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &datastore{
+		source: source, store: store, clients: clients,
+		trouble: func() error { return watchTrouble(source.Status()) },
+		workload: func(ctx context.Context, namespace, pod, uid string) (server.Workload, error) {
+			w, err := source.Workload(ctx, namespace, pod, uid)
+			return server.Workload{
+				UID: w.UID, Annotations: w.Annotations, NamespaceAnnotations: w.NamespaceAnnotations, NamespaceLabels: w.NamespaceLabels,
+			}, err
+		},
+	}, nil
+}
+
+// clients are those of the agent's own account, or of --kubeconfig's user.
+func (o options) clients() (*kubeapi.Clients, error) {
+	cfg, err := kubeapi.Load(o.kubeconfig, "causeway-agent/"+version)
+	if err != nil {
+		return nil, fmt.Errorf("--datastore %s: %w; outside a pod name a file with --kubeconfig", kubernetes, err)
+	}
+	return kubeapi.New(cfg)
+}
+
+// watchTrouble names the watches that fail, with one reason: it is most often the same.
+func watchTrouble(st watchkube.Status) error {
+	var names []string
+	var why string
+	for _, w := range st.Watches {
+		if w.Failing != "" {
+			names, why = append(names, w.Name), cmp.Or(why, w.Failing)
+		}
+	}
+	switch {
+	case len(names) > 0:
+		return fmt.Errorf("%s: %s", strings.Join(names, ", "), why)
+	case !st.Synced:
+		return fmt.Errorf("not everything was read yet")
+	}
+	return nil
+}
+
+// folder reads --datastore.
+func (o options) folder() (dir string, shared bool, err error) {
+	u, err := url.Parse(o.datastore)
+	if err != nil || u.Scheme != "file" || u.Host != "" || !filepath.IsAbs(u.Path) {
+		return "", false, fmt.Errorf("--datastore %q: use kubernetes, file:///DIR, or file:///DIR?shared=true when several nodes see the folder", o.datastore)
+	}
+	for key, values := range u.Query() {
+		switch {
+		case key == "shared" && len(values) == 1 && (values[0] == "true" || values[0] == "false"):
+			shared = values[0] == "true"
+		default:
+			return "", false, fmt.Errorf("--datastore %q: only shared=true or shared=false may follow the folder", o.datastore)
+		}
+	}
+	return u.Path, shared, nil
+}
