@@ -148,7 +148,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.cp.Keep(ctx, machine.Daemon{Name: "kube-scheduler", Env: daemonEnv, Argv: scheduler}); err != nil {
 		return err
 	}
-	return c.Apply(ctx, proxyRights)
+	return c.Apply(ctx, proxyRights+kubeadmConfig)
 }
 
 const proxyRights = `apiVersion: rbac.authorization.k8s.io/v1
@@ -156,6 +156,18 @@ kind: ClusterRoleBinding
 metadata: {name: kube-proxy}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: "system:node-proxier"}
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: "system:kube-proxy"}]
+`
+
+// kubeadmConfig is where kubeadm says what the cluster's ranges are.
+const kubeadmConfig = `---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: kubeadm-config, namespace: kube-system}
+data:
+  ClusterConfiguration: |
+    apiVersion: kubeadm.k8s.io/v1beta4
+    kind: ClusterConfiguration
+    networking: {podSubnet: "` + PodCIDR4 + "," + PodCIDR6 + `", serviceSubnet: "` + ServiceCIDR4 + "," + ServiceCIDR6 + `", dnsDomain: cluster.local}
 `
 
 func (c *Cluster) apiserverArgs() []string {
