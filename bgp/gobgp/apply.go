@@ -172,8 +172,8 @@ func (l *life) observePeers(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// applyPeers removes what is not wanted, adds what is, and replaces what changed. Only those
-// sessions bounce.
+// applyPeers removes what is not wanted, adds what is, and replaces what changed, in turns where
+// sessions stand in for each other (stagger.go). Only those sessions bounce.
 func (l *life) applyPeers(ctx context.Context, want *bgp.Speaker) error {
 	now := time.Now()
 	wanted := make(map[netip.Addr]bgp.Peer, len(want.Peers))
@@ -182,15 +182,26 @@ func (l *life) applyPeers(ctx context.Context, want *bgp.Speaker) error {
 	}
 	failures := map[netip.Addr]error{}
 	var errs []error
+	var out, waiting []netip.Addr
 	for _, a := range sortedAddrs(l.peers) {
 		have := l.peers[a]
 		p, ok := wanted[a]
-		if ok && sameSession(have, p) {
+		switch {
+		case ok && sameSession(have, p):
 			l.peers[a] = p
-			continue
+		case ok && l.inTurn(have, p):
+			waiting = append(waiting, a)
+		default:
+			out = append(out, a)
 		}
+	}
+	due, turn := l.turns(waiting, now)
+	for _, a := range append(out, due...) {
+		have := l.peers[a]
+		_, ok := wanted[a]
 		if err := l.deletePeer(ctx, a.String(), have.ASN, have.Password != ""); err != nil {
 			errs = append(errs, fmt.Errorf("peer %s: delete: %w", a, err))
+			delete(l.replacing, a)
 			continue
 		}
 		delete(l.peers, a)
@@ -208,6 +219,7 @@ func (l *life) applyPeers(ctx context.Context, want *bgp.Speaker) error {
 	l.mu.Lock()
 	l.failures = failures
 	l.mu.Unlock()
+	next = earliest(next, turn)
 	if len(add) > 0 {
 		l.r.changed()
 		next = now // what follows an addition is decided in another round

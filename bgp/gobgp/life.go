@@ -38,6 +38,7 @@ type life struct {
 	// The loop's alone.
 	peers     map[netip.Addr]bgp.Peer // what was added to the speaker
 	returning map[netip.Addr]bool     // whether it was added with the restart bits
+	replacing map[netip.Addr]*replacement
 	adverts   map[netip.Prefix]bgp.Advert
 	policy    appliedPolicy
 	choreo    choreography
@@ -94,6 +95,7 @@ func (r *Reconciler) live(ctx context.Context, inst Instance, hold bool) (*life,
 		syncNow: make(chan struct{}, 1), over: make(chan outcome, 1),
 		peers:     map[netip.Addr]bgp.Peer{},
 		returning: map[netip.Addr]bool{},
+		replacing: map[netip.Addr]*replacement{},
 		adverts:   map[netip.Prefix]bgp.Advert{},
 		sessions:  map[netip.Addr]*session{},
 		locals:    map[netip.Prefix]bool{},

@@ -66,9 +66,12 @@ type pace struct {
 	settle time.Duration
 	// turn is how long one peer is waited for where peers return one by one.
 	turn time.Duration
+	// replace is how long a peer that was replaced by another form of itself is waited for
+	// before the next one is.
+	replace time.Duration
 }
 
-var defaultPace = pace{gate: 6 * time.Second, window: 10 * time.Second, settle: 500 * time.Millisecond, turn: 5 * time.Second}
+var defaultPace = pace{gate: 6 * time.Second, window: 10 * time.Second, settle: 500 * time.Millisecond, turn: 5 * time.Second, replace: 10 * time.Second}
 
 const (
 	// silentTime is how long a peer without graceful restart, which sends no End-of-RIB,
