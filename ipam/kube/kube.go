@@ -182,6 +182,9 @@ func (s *Store) Update(ctx context.Context, b *ipam.Block) error {
 			return fmt.Errorf("block %s: %w", b.CIDR, ipam.ErrConflict)
 		}
 	}
+	if err := s.mayMark(ctx, b, old); err != nil {
+		return err
+	}
 	data, err := s.encode(b, old)
 	if err != nil {
 		return err
@@ -239,10 +242,10 @@ func (s *Store) Get(ctx context.Context, cidr netip.Prefix) (*ipam.Block, error)
 	}
 	sound, err := s.sound(ctx, []*object{o}, o.version)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("IPAMBlock %s: not known to overlap none: %w", o.name, err)
 	}
 	if len(sound) == 0 {
-		return nil, fmt.Errorf("IPAMBlock %s overlaps another one", o.name)
+		return nil, fmt.Errorf("IPAMBlock %s overlaps another block", o.name)
 	}
 	return o.block, nil
 }
@@ -298,8 +301,7 @@ func (s *Store) page(ctx context.Context, q ipam.Query, next string) ([]*ipam.Bl
 	for _, item := range list.Items {
 		o, err := decode(item)
 		if err != nil {
-			name := o.name
-			s.complain(name, err.Error(), "block cannot be read and is left alone")
+			s.complain(o.name, err.Error(), "block cannot be read and is left alone")
 			continue
 		}
 		objects = append(objects, o)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,6 +30,7 @@ type object struct {
 
 	metadata, spec map[string]json.RawMessage
 	typed          v3.IPAMBlockSpec
+	cidr           netip.Prefix
 	handles        []string    // of the slots, as stored
 	block          *ipam.Block // belongs to whom it is handed to
 }
@@ -67,7 +69,7 @@ func decode(data []byte) (*object, error) {
 		return o, fmt.Errorf("IPAMBlock %s: .spec.cidr: %s, whose block is named %s", o.name, b.CIDR, want)
 	}
 	b.Revision, b.Stored = o.revision(), o
-	o.block, o.handles = b, make([]string, len(b.Slots))
+	o.block, o.cidr, o.handles = b, b.CIDR, make([]string, len(b.Slots))
 	for i := range b.Slots {
 		o.handles[i] = b.Slots[i].Handle
 	}
@@ -80,8 +82,8 @@ const (
 	labelSize   = "causeway-net.github.io/block-size" // the prefix length
 )
 
-func familyOf(b *ipam.Block) string {
-	if b.CIDR.Addr().Is4() {
+func familyOf(block netip.Prefix) string {
+	if block.Addr().Is4() {
 		return "4"
 	}
 	return "6"
@@ -147,7 +149,7 @@ func (s *Store) labels(b *ipam.Block, old map[string]string) map[string]string {
 			out[BorrowerLabel(node)] = BorrowerValue(node)
 		}
 	}
-	out[labelFamily], out[labelSize] = familyOf(b), strconv.Itoa(b.CIDR.Bits())
+	out[labelFamily], out[labelSize] = familyOf(b.CIDR), strconv.Itoa(b.CIDR.Bits())
 	return out
 }
 

@@ -22,27 +22,32 @@ import (
 	"github.com/causeway-net/causeway/test/cluster/apiserver"
 )
 
-var config *rest.Config
+var (
+	server *apiserver.Server
+	config *rest.Config
+)
 
 func TestMain(m *testing.M) {
-	apiserver.Main(m, func(c *rest.Config) { config = c })
+	apiserver.MainServer(m, func(s *apiserver.Server) { server, config = s, s.Config })
 }
 
-// crd is applied by the first test that asks for it.
+// ready applies the CRD and removes all blocks, now and at the end of the test.
 func ready(t *testing.T) {
 	t.Helper()
 	if err := apiserver.Apply(t.Context(), config, "../../../deploy/crds/projectcalico.org_ipamblocks.yaml"); err != nil {
 		t.Fatal(err)
 	}
-	clear := func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		if err := clients(t).V3.Delete().Resource("ipamblocks").Do(ctx).Error(); err != nil {
-			t.Errorf("delete all blocks: %v", err)
-		}
+	removeAll(t)
+	t.Cleanup(func() { removeAll(t) })
+}
+
+func removeAll(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := clients(t).V3.Delete().Resource("ipamblocks").Do(ctx).Error(); err != nil {
+		t.Errorf("delete all blocks: %v", err)
 	}
-	clear()
-	t.Cleanup(clear)
 }
 
 func clients(t testing.TB, change ...func(*rest.Config)) *kubeapi.Clients {
