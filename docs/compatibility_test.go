@@ -23,6 +23,7 @@ import (
 
 	v3 "github.com/causeway-net/causeway/api/v3"
 	"github.com/causeway-net/causeway/bgp"
+	"github.com/causeway-net/causeway/docs/compat"
 	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/internal/watch"
 	"github.com/causeway-net/causeway/internal/watch/file"
@@ -30,17 +31,14 @@ import (
 	ipamfile "github.com/causeway-net/causeway/ipam/file"
 )
 
-// The statuses of a field.
 const (
-	works    = "works"    // something acts on it
-	reported = "reported" // accepted, and a Problem says that it is not acted on
-	planned  = "planned"  // nothing reads or writes it yet
-	silent   = "silent"   // accepted, not acted on and not reported: a defect
+	works    = compat.Works
+	reported = compat.Reported
+	planned  = compat.Planned
+	silent   = compat.Silent
 )
 
-var statuses = []string{works, reported, planned, silent}
-
-// types are the kinds that have a Go type.
+// types are the kinds that agents read.
 var types = map[string]reflect.Type{
 	v3.KindIPPool:            reflect.TypeFor[v3.IPPool](),
 	v3.KindBGPConfiguration:  reflect.TypeFor[v3.BGPConfiguration](),
@@ -50,77 +48,35 @@ var types = map[string]reflect.Type{
 	v3.KindIPAMBlock:         reflect.TypeFor[v3.IPAMBlock](),
 }
 
-// otherKinds are the rest of projectcalico.org/v3.
-var otherKinds = []string{
-	"BGPFilter", "BlockAffinity", "CalicoNodeStatus", "ClusterInformation", "FelixConfiguration",
-	"GlobalNetworkPolicy", "GlobalNetworkSet", "HostEndpoint", "IPAMHandle", "KubeControllersConfiguration",
-	"NetworkPolicy", "NetworkSet", "StagedGlobalNetworkPolicy", "StagedKubernetesNetworkPolicy",
-	"StagedNetworkPolicy", "Tier",
+// byController are fields that the controller reads or writes, with the words of its code
+// that do so.
+var byController = map[string]string{
+	"IPPool .status.conditions[]":                                           "p.Status.Conditions",
+	"KubeControllersConfiguration .spec.controllers.loadBalancer.assignIPs": "lb.AssignIPs",
+	"ClusterInformation .spec.clusterGUID":                                  "ClusterGUID:",
+	"ClusterInformation .spec.clusterType":                                  "ClusterType:",
 }
-
-// row is one line of a table.
-type row struct {
-	name, status, note string
-	line               int
-}
-
-var rowForm = regexp.MustCompile("^\\| `([^`]+)` \\| ([a-z]+) \\|(?: (.+))? \\|$")
 
 // readTables returns the rows of compatibility.md by the heading they stand under.
-func readTables(t *testing.T) map[string][]row {
+func readTables(t *testing.T) map[string][]compat.Row {
 	t.Helper()
 	text, err := os.ReadFile("compatibility.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	tables := map[string][]row{}
-	heading := ""
-	for i, l := range strings.Split(string(text), "\n") {
-		if h, ok := strings.CutPrefix(l, "## "); ok {
-			heading = h
-		}
-		if !strings.HasPrefix(l, "| `") {
-			continue
-		}
-		m := rowForm.FindStringSubmatch(l)
-		if m == nil {
-			t.Errorf("line %d: want | `name` | status | note |: %s", i+1, l)
-			continue
-		}
-		if !slices.Contains(statuses, m[2]) {
-			t.Errorf("line %d: status %q: want one of %v", i+1, m[2], statuses)
-		}
-		tables[heading] = append(tables[heading], row{m[1], m[2], m[3], i + 1})
+	tables, err := compat.Tables(text)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return tables
 }
 
-// paths lists the JSON paths of a type's fields: leaves only, "[]" after a list of objects.
-func paths(t reflect.Type, prefix string) []string {
-	for t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	if t.Kind() == reflect.Slice {
-		elem := t.Elem()
-		if elem.Kind() == reflect.Struct {
-			return paths(elem, prefix+"[]")
-		}
-		return []string{prefix}
-	}
-	switch {
-	case t.Kind() != reflect.Struct, t == reflect.TypeFor[metav1.Time](), t == reflect.TypeFor[metav1.Duration]():
-		return []string{prefix}
-	}
-	var out []string
-	for i := range t.NumField() {
-		f := t.Field(i)
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		switch {
-		case f.Type == reflect.TypeFor[metav1.TypeMeta]() || f.Type == reflect.TypeFor[metav1.ObjectMeta]():
-		case name == "":
-			out = append(out, paths(f.Type, prefix)...)
-		default:
-			out = append(out, paths(f.Type, prefix+"."+name)...)
+// otherKinds are those that no agent reads, among them three that have no CRD.
+func otherKinds() []string {
+	out := []string{"Profile", "RemoteClusterConfiguration", "WorkloadEndpoint"}
+	for _, k := range compat.Kinds {
+		if types[k.Name] == nil {
+			out = append(out, k.Name)
 		}
 	}
 	return out
@@ -129,28 +85,94 @@ func paths(t reflect.Type, prefix string) []string {
 // TestEveryFieldHasARow compares the tables with the types, both ways.
 func TestEveryFieldHasARow(t *testing.T) {
 	tables := readTables(t)
-	for kind, typ := range types {
-		want := paths(typ, "")
+	want := map[string][]string{}
+	for _, k := range compat.Kinds {
+		want[k.Name] = compat.Paths(k.Type)
+	}
+	for heading, list := range compat.Parts {
+		for _, typ := range list {
+			if have := compat.Paths(typ); want[heading] != nil && !slices.Equal(want[heading], have) {
+				t.Errorf("%s: %v differs from %v: it needs a table of its own", heading, typ, list)
+			}
+			want[heading] = compat.Paths(typ)
+		}
+	}
+	for heading, fields := range want {
 		count := map[string]int{}
-		for _, r := range tables[kind] {
-			count[r.name]++
-			if !slices.Contains(want, r.name) {
-				t.Errorf("line %d: %s has no field %s", r.line, kind, r.name)
+		for _, r := range tables[heading] {
+			count[r.Name]++
+			if !slices.Contains(fields, r.Name) {
+				t.Errorf("line %d: %s has no field %s", r.Line, heading, r.Name)
 			}
 		}
-		for _, p := range want {
+		for _, p := range fields {
 			if count[p] != 1 {
-				t.Errorf("%s %s has %d rows, want 1", kind, p, count[p])
+				t.Errorf("%s %s has %d rows, want 1", heading, p, count[p])
 			}
 		}
 	}
-	var kinds []string
-	for _, r := range tables["Other kinds"] {
-		kinds = append(kinds, r.name)
+}
+
+// TestWhatNoAgentReads holds that a field of a kind that no agent reads is planned, or
+// reported as never to be, unless the controller's code is named that works on it.
+func TestWhatNoAgentReads(t *testing.T) {
+	tables := readTables(t)
+	code := controllerCode(t)
+	for _, k := range compat.Kinds {
+		for _, r := range tables[k.Name] {
+			words, named := byController[k.Name+" "+r.Name]
+			switch {
+			case named && (r.Status != works || !strings.Contains(code, words)):
+				t.Errorf("line %d: %s %s is said to be %s; the controller's code has %q: %v", r.Line, k.Name, r.Name, r.Status, words, strings.Contains(code, words))
+			case !named && r.Status == works && (types[k.Name] == nil || strings.HasPrefix(r.Name, ".status")):
+				t.Errorf("line %d: %s %s is said to work, and nothing is named that acts on it", r.Line, k.Name, r.Name)
+			case types[k.Name] == nil && r.Status == silent:
+				t.Errorf("line %d: %s %s: an object of this kind is reported", r.Line, k.Name, r.Name)
+			}
+		}
 	}
-	slices.Sort(kinds)
-	if !slices.Equal(kinds, otherKinds) {
-		t.Errorf("other kinds: %v, want %v", kinds, otherKinds)
+	for heading := range compat.Parts {
+		for _, r := range tables[heading] {
+			if r.Status != planned {
+				t.Errorf("line %d: %s %s is said to be %s; nothing reads such rules", r.Line, heading, r.Name, r.Status)
+			}
+		}
+	}
+}
+
+// controllerCode is the text of the controller without its tests.
+func controllerCode(t *testing.T) string {
+	t.Helper()
+	files, err := filepath.Glob("../internal/controller/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	for _, f := range files {
+		if strings.HasSuffix(f, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.Write(text)
+	}
+	return out.String()
+}
+
+// TestWarningsAreUpToDate holds deploy/policies/warnings.yaml to the page.
+func TestWarningsAreUpToDate(t *testing.T) {
+	want, err := compat.Warnings(readTables(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	have, err := os.ReadFile("../deploy/policies/warnings.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(have) != string(want) {
+		t.Error("deploy/policies/warnings.yaml does not say what compatibility.md says: run `go generate ./docs/...`")
 	}
 }
 
@@ -285,13 +307,13 @@ func TestStatuses(t *testing.T) {
 	for kind := range types {
 		seen := map[string]bool{}
 		for _, r := range tables[kind] {
-			if r.status == planned {
+			if r.Status == planned || strings.HasPrefix(r.Name, ".status") {
 				continue
 			}
-			s, ok := samples[kind][r.name]
-			seen[r.name] = true
+			s, ok := samples[kind][r.Name]
+			seen[r.Name] = true
 			if !ok {
-				t.Errorf("%s %s has no sample", kind, r.name)
+				t.Errorf("%s %s has no sample", kind, r.Name)
 				continue
 			}
 			given := merged(t, kind, s.given)
@@ -299,14 +321,14 @@ func TestStatuses(t *testing.T) {
 			was, _ := outcome(t, kind, given)
 			is, problems := outcome(t, kind, set)
 			changed := !reflect.DeepEqual(was, is)
-			what := fmt.Sprintf("line %d: %s %s is said to be %s", r.line, kind, r.name, r.status)
-			switch r.status {
+			what := fmt.Sprintf("line %d: %s %s is said to be %s", r.Line, kind, r.Name, r.Status)
+			switch r.Status {
 			case works:
 				if len(problems) > 0 || !changed {
 					t.Errorf("%s; changes what comes out: %v; problems: %v", what, changed, problems)
 				}
 			case reported:
-				if !slices.ContainsFunc(problems, func(p model.Problem) bool { return names(p.Field, r.name) }) {
+				if !slices.ContainsFunc(problems, func(p model.Problem) bool { return names(p.Field, r.Name) }) {
 					t.Errorf("%s; problems: %v", what, problems)
 				}
 			case silent:
@@ -382,7 +404,7 @@ func decode(t *testing.T, text string, into any) {
 func outcome(t *testing.T, kind string, object map[string]any) (out []any, problems []model.Problem) {
 	t.Helper()
 	for _, node := range []string{"n1", "n2", "n3"} {
-		opt := watch.Options{Node: node}
+		opt := watch.Options{Node: node, NamespaceLabels: true}
 		snap := watch.Build(watch.Input{Objects: objects(t, kind, object, opt)}, opt)
 		speaker, more := bgp.Desired(bgp.Input{Snapshot: snap, Node: node})
 		problems = append(append(problems, snap.Problems...), more...)
@@ -464,7 +486,7 @@ func blocks(t *testing.T, object map[string]any) []any {
 	if err := os.WriteFile(filepath.Join(dir, "ipam", "blocks", name+".yaml"), text, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	list, err := store.List(context.Background())
+	list, err := ipam.Collect(store.List(context.Background(), ipam.Query{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -483,7 +505,7 @@ func TestOtherKindsAreReported(t *testing.T) {
 	dir := t.TempDir()
 	var text strings.Builder
 	text.WriteString("apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n")
-	for _, kind := range otherKinds {
+	for _, kind := range otherKinds() {
 		fmt.Fprintf(&text, "---\napiVersion: projectcalico.org/v3\nkind: %s\nmetadata: {name: x}\n", kind)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(text.String()), 0o644); err != nil {
@@ -507,14 +529,14 @@ func TestOtherKindsAreReported(t *testing.T) {
 		}
 	}()
 	var snap *model.Snapshot
-	for snap == nil || len(snap.Problems) < len(otherKinds) || snap.Node("n1") == nil {
+	for snap == nil || len(snap.Problems) < len(otherKinds()) || snap.Node("n1") == nil {
 		select {
 		case snap = <-snaps:
 		case <-ctx.Done():
 			t.Fatalf("no snapshot with all problems in time; the last: %+v", snap)
 		}
 	}
-	for _, kind := range otherKinds {
+	for _, kind := range otherKinds() {
 		if !slices.ContainsFunc(snap.Problems, func(p model.Problem) bool {
 			return p.Object.Kind == kind && p.Field == ".kind" && p.Ignored
 		}) {
@@ -532,8 +554,8 @@ func TestNodeAnnotations(t *testing.T) {
 	slices.Sort(want)
 	var got []string
 	for _, r := range readTables(t)["Node annotations"] {
-		if r.status == works {
-			got = append(got, r.name)
+		if r.Status == works {
+			got = append(got, r.Name)
 		}
 	}
 	slices.Sort(got)
