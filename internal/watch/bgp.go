@@ -259,6 +259,9 @@ func (c *checker) password(field string, p *v3.BGPPassword) *passwordRef {
 	return &r
 }
 
+// passwordKey names a password of the secret namespace.
+type passwordKey struct{ secret, key string }
+
 // maxPassword is the length of the longest TCP MD5 key (linux/tcp.h TCP_MD5SIG_MAXKEYLEN).
 const maxPassword = 80
 

@@ -25,6 +25,9 @@ type Input struct {
 	Problems []model.Problem
 	// Unread are Secrets, by name, that objects refer to and of which nothing is known.
 	Unread map[string]Unread
+
+	// held are passwords that were read before and were in force.
+	held map[passwordKey]string
 }
 
 // Unread says why a Secret is not known.
@@ -39,7 +42,13 @@ type Unread struct {
 // Build makes the snapshot of all objects. It is deterministic: neither the order of the
 // objects nor what was built before matters. Revision is left 0.
 func Build(in Input, opt Options) *model.Snapshot {
-	b := builder{Input: in, opt: opt, s: &model.Snapshot{IPAM: defaultIPAM}, secrets: map[string]secret{}}
+	s, _ := buildWith(in, opt)
+	return s
+}
+
+// buildWith is Build; it also returns the passwords that are in force.
+func buildWith(in Input, opt Options) (*model.Snapshot, map[passwordKey]string) {
+	b := builder{Input: in, opt: opt, s: &model.Snapshot{IPAM: defaultIPAM}, secrets: map[string]secret{}, passwords: map[passwordKey]string{}}
 	b.s.Problems = slices.Clone(in.Problems)
 	b.sortIn()
 	b.pools()
@@ -56,7 +65,7 @@ func Build(in Input, opt Options) *model.Snapshot {
 	s.Reservations = slices.Compact(s.Reservations)
 	slices.SortFunc(s.Problems, compareProblem)
 	s.Problems = slices.Compact(s.Problems)
-	return s
+	return s, b.passwords
 }
 
 type builder struct {
@@ -64,6 +73,8 @@ type builder struct {
 	opt     Options
 	s       *model.Snapshot
 	secrets map[string]secret // of the secret namespace, by name
+	// passwords are those in force, to be held when they cannot be read any more.
+	passwords map[passwordKey]string
 
 	nodeObjects, poolObjects, peerObjects, configs, blockObjects []Sourced
 }
@@ -229,7 +240,7 @@ func (b *builder) bgp() {
 		*cfg = v.config
 		cfg.PrefixCommunities = v.prefixes
 		if v.password != nil {
-			password, err := b.password(v.password)
+			password, err := b.password(o, v.password)
 			if err != nil {
 				cfg.Mesh = false
 				b.problem(o, false, v.password.field, "%v; the node mesh stays down without its password", err)
@@ -260,9 +271,25 @@ func (b *builder) bgp() {
 	}
 }
 
-// password reads a password. Unknown is set when it may be there all the same.
-func (b *builder) password(r *passwordRef) (string, error) {
+// password reads a password that o refers to. One that was in force stays so when it is
+// gone, cannot be read or is not valid any more: a session is not ended because something
+// could not be looked up, and never goes on without its password. Unknown is set when there
+// was none and it may be there all the same.
+func (b *builder) password(o Sourced, r *passwordRef) (string, error) {
 	password, err := r.resolve(b.secrets, b.Unread, b.opt.secretNamespace())
+	key := passwordKey{r.name, r.key}
+	if password != "" {
+		b.passwords[key] = password
+		return password, nil
+	}
+	if held, ok := b.held[key]; ok {
+		if err == nil {
+			err = fmt.Errorf("the key %q of the Secret %s/%s, which is optional, is gone", r.key, b.opt.secretNamespace(), r.name)
+		}
+		b.problem(o, true, r.field, "%v; the password that was read before stays in force until this agent restarts, or until nothing refers to it", err)
+		b.passwords[key] = held
+		return held, nil
+	}
 	if u, unread := b.Unread[r.name]; unread && err != nil && !u.Lasting {
 		b.s.BGP.Unknown = true
 	}
@@ -279,7 +306,7 @@ func (b *builder) peers() {
 			if !v.concerns(self) {
 				continue
 			}
-			password, err := b.password(r)
+			password, err := b.password(o, r)
 			if err != nil {
 				b.problem(o, false, r.field, "%v; the peer stays down without its password", err)
 				continue

@@ -45,6 +45,7 @@ type Publisher struct {
 
 	last     *model.Snapshot
 	reported map[model.Problem]bool
+	held     map[passwordKey]string // passwords in force
 }
 
 // Last is the snapshot published last, or nil.
@@ -52,7 +53,9 @@ func (p *Publisher) Last() *model.Snapshot { return p.last }
 
 // Update builds a snapshot, and publishes it if it is another one.
 func (p *Publisher) Update(in Input) {
-	snap := Build(in, p.Options)
+	in.held = p.held
+	snap, held := buildWith(in, p.Options)
+	p.held = held
 	p.Report(snap.Problems)
 	if p.last != nil {
 		snap.Revision = p.last.Revision
