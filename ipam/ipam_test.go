@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -665,4 +666,211 @@ func TestBorrowedBlockIsNotGivenBack(t *testing.T) {
 	if len(borrowed) != 2 {
 		t.Errorf("%d blocks, want 2", len(borrowed))
 	}
+}
+
+// TestWithoutIPAM: addresses that no pool holds are an endpoint's like any other, but no
+// block's.
+func TestWithoutIPAM(t *testing.T) {
+	s := ipamtest.NewStore()
+	p := pool(t, "a", "10.0.0.0/24", 26)
+	snap := snapshot(p)
+	snap.Nodes[1].IPv4 = netip.MustParsePrefix("198.51.100.2/24")
+	b := open(t, "n1", s, snap)
+	outside := func(id string, addrs ...string) model.AddressRequest {
+		r := req(id)
+		for _, a := range addrs {
+			r.NoIPAM = append(r.NoIPAM, netip.MustParseAddr(a))
+		}
+		return r
+	}
+	if got := b.add(outside("c1", "fd99::1", "192.0.2.1")); !slices.Equal(got, []string{"192.0.2.1", "fd99::1"}) {
+		t.Fatalf("got %v", got)
+	}
+	if got := b.add(outside("c1")); len(got) != 2 {
+		t.Errorf("repeated ADD got %v", got)
+	}
+	b.add(req("c2"))
+	for addr, text := range map[string]string{
+		"192.0.2.1": "in use by c1/eth0", "10.0.0.200": "pool a", "198.51.100.2": "node n2", "224.0.0.1": "unicast", "169.254.1.1": "unicast", "::1": "unicast",
+	} {
+		if _, err := b.Assign(ctx, outside("x", addr)); err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%s: %v, want %q", addr, err, text)
+		}
+	}
+	if _, err := b.Assign(ctx, outside("x", "192.0.2.8", "192.0.2.9")); err == nil {
+		t.Error("two of a family were given")
+	}
+	b.flush()
+	b.reopen(snap)
+	b.flush()
+	ep, ok := b.Endpoint(req("c1").Key)
+	if !ok || len(ep.Addresses) != 2 {
+		t.Fatalf("after a restart: %+v", ep)
+	}
+	ep.HostInterface = "cali1"
+	if err := b.Wired(ctx, ep); err != nil {
+		t.Error(err)
+	}
+	// A pool made over it later gives it to nobody else.
+	b.Set(snapshot(p, pool(t, "b", "192.0.2.0/30", 30)))
+	for i := range 3 {
+		r := req(fmt.Sprint("b", i))
+		r.IPv4Pools = []string{"b"}
+		if got := b.add(r); got[0] == "192.0.2.1" {
+			t.Error("192.0.2.1 was given a second time")
+		}
+	}
+	b.Set(snap)
+	if eps, err := b.Release(ctx, "c1", ""); err != nil || len(eps) != 1 || len(eps[0].Addresses) != 2 {
+		t.Errorf("Release: %v %v", eps, err)
+	}
+	b.add(outside("c3", "192.0.2.1"))
+	if eps, err := b.Retain(ctx, "net", nil); err != nil || len(eps) != 5 {
+		t.Errorf("Retain: %v %v, want five endpoints gone", eps, err)
+	}
+	b.reopen(snap)
+	b.flush()
+	if n := len(b.Endpoints()); n != 0 {
+		t.Errorf("%d endpoints are left", n)
+	}
+	for _, blk := range blocks(t, s) {
+		for _, slot := range blk.Slots {
+			if slot.Handle == "net.c1" || slot.Handle == "net.c3" {
+				t.Errorf("block %s has %s", blk.CIDR, slot.Handle)
+			}
+		}
+	}
+}
+
+// TestWhyNothingIsFree: what a pod's event shows names each pool and why it could not serve.
+func TestWhyNothingIsFree(t *testing.T) {
+	s := ipamtest.NewStore()
+	pools := []model.Pool{
+		pool(t, "a", "10.0.0.0/30", 30), pool(t, "b", "10.0.1.0/30", 30),
+		pool(t, "c", "10.0.2.0/30", 30, func(p *model.Pool) { p.Disabled = true }),
+		pool(t, "d", "10.0.3.0/30", 30, func(p *model.Pool) { p.NodeSelector = sel(t, "rack == 'n2'") }),
+		pool(t, "e", "10.0.4.0/30", 30, func(p *model.Pool) { p.NamespaceSelector = sel(t, "team == 'x'") }),
+	}
+	n1, n2 := open(t, "n1", s, snapshot(pools...)), open(t, "n2", s, snapshot(pools[0]))
+	for i := range 4 {
+		n2.add(req(fmt.Sprint("o", i)))
+	}
+	ask := func(id string) model.AddressRequest {
+		r := req(id)
+		r.NamespaceLabels = map[string]string{"team": "y"}
+		return r
+	}
+	for i := range 4 {
+		n1.add(ask(fmt.Sprint(i)))
+	}
+	_, err := n1.Assign(ctx, ask("x"))
+	if !errors.Is(err, ipam.ErrExhausted) {
+		t.Fatalf("%v, want ErrExhausted", err)
+	}
+	want := `assign x/eth0: no free address on node n1: ` +
+		`pool a (10.0.0.0/30): every block has an owner, and no block of another node has a free address; ` +
+		`pool b (10.0.1.0/30): every block has an owner, and no block of another node has a free address; ` +
+		`pool c: .spec.disabled is true; pool d: .spec.nodeSelector "rack == \"n2\"" does not select node n1; ` +
+		`pool e: .spec.namespaceSelector "team == \"x\"" does not select namespace "ns"`
+	if err.Error() != want {
+		t.Errorf("got\n%s\nwant\n%s", err, want)
+	}
+}
+
+// TestStashOfANamespace: what is put by for pods of one namespace is given to none of another.
+func TestStashOfANamespace(t *testing.T) {
+	b := open(t, "n1", ipamtest.NewStore(), snapshot(
+		pool(t, "a", "10.0.0.0/24", 26, func(p *model.Pool) { p.NamespaceSelector = sel(t, "team == 'x'") }),
+		pool(t, "b", "10.0.1.0/24", 26)))
+	for i := range 20 {
+		r := req(fmt.Sprint(i))
+		want := "10.0.1."
+		r.NamespaceLabels = map[string]string{"team": "y"}
+		if i%2 == 0 {
+			r.NamespaceLabels, want = map[string]string{"team": "x"}, "10.0.0."
+		}
+		if got := b.add(r); !strings.HasPrefix(got[0], want) {
+			t.Errorf("a pod of team %s got %v", r.NamespaceLabels["team"], got)
+		}
+		b.flush()
+	}
+	r := req("unknown")
+	if got := b.add(r); !strings.HasPrefix(got[0], "10.0.1.") {
+		t.Errorf("a pod of a namespace that is not known got %v", got)
+	}
+}
+
+// TestBurstsGrowTheStash: ADDs that find the stash empty make it larger, and calm makes it
+// small again, which frees what others may need.
+func TestBurstsGrowTheStash(t *testing.T) {
+	s := ipamtest.NewStore()
+	b := open(t, "n1", s, snapshot(pool(t, "a", "10.0.0.0/16", 24)))
+	stash := func() int {
+		n := 0
+		for _, blk := range blocks(t, s) {
+			for _, slot := range blk.Slots {
+				if slot.Handle == ipam.StashPrefix+"n1" {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	b.add(req("first"))
+	b.flush()
+	if n := stash(); n < 4 || n > 16 {
+		t.Errorf("at rest %d addresses are put by, want 4 to 16", n)
+	}
+	for i := range 150 {
+		b.add(req(fmt.Sprint(i)))
+	}
+	b.flush()
+	if n := stash(); n < 32 {
+		t.Errorf("after a burst %d addresses are put by, want 32 at least", n)
+	}
+	b.now.Add(600)
+	b.flush()
+	if n := stash(); n > 16 {
+		t.Errorf("after a calm %d addresses are put by, want 16 at most", n)
+	}
+}
+
+// TestSearchesAreRare: a pool that has nothing does not make a node read all blocks for
+// every ADD.
+func TestSearchesAreRare(t *testing.T) {
+	s := &countingStore{Store: ipamtest.NewStore()}
+	snap := snapshot(pool(t, "a", "10.0.0.0/30", 30))
+	b := open(t, "n1", s, snap, func(c *ipam.Config) { c.SearchEvery = 10 * time.Second })
+	for i := range 4 {
+		b.add(req(fmt.Sprint(i)))
+	}
+	s.lists.Store(0)
+	for i := range 10 {
+		if _, err := b.Assign(ctx, req(fmt.Sprint("x", i))); !errors.Is(err, ipam.ErrExhausted) {
+			t.Fatal(err)
+		}
+		b.now.Add(1)
+	}
+	if n := s.lists.Load(); n != 1 {
+		t.Errorf("all blocks were read %d times within 10 s, want once", n)
+	}
+	b.Release(ctx, "0", "")
+	b.flush()
+	b.add(req("y")) // of our own, at once
+	b.now.Add(10)
+	if _, err := b.Assign(ctx, req("z")); !errors.Is(err, ipam.ErrExhausted) || s.lists.Load() < 2 {
+		t.Errorf("after 10 s: %v, %d searches", err, s.lists.Load())
+	}
+}
+
+type countingStore struct {
+	*ipamtest.Store
+	lists atomic.Int64 // of all blocks
+}
+
+func (c *countingStore) List(ctx context.Context, q ipam.Query) iter.Seq2[*ipam.Block, error] {
+	if q == (ipam.Query{}) {
+		c.lists.Add(1)
+	}
+	return c.Store.List(ctx, q)
 }

@@ -16,7 +16,7 @@ func (a *Allocator) acquire(ctx context.Context, w want) (*hold, error) {
 		return a.acquireStatic(ctx, w.addr)
 	}
 	var (
-		said  reasons
+		said  = map[string]error{} // by the pool's name
 		later []string
 	)
 	// First the pools in their order; one that lately had nothing is left for the end, so
@@ -41,21 +41,25 @@ func (a *Allocator) acquire(ctx context.Context, w want) (*hold, error) {
 		if err == nil {
 			return h, nil
 		}
-		said = append(said, err)
+		said[name] = err
 	}
 	for _, name := range later {
 		h, err := a.await(ctx, name)
 		if err == nil {
 			return h, nil
 		}
-		said = append(said, err)
+		said[name] = err
 	}
-	for _, err := range said {
-		if !errors.Is(err, ErrExhausted) && !errors.Is(err, ErrNoPool) {
-			return nil, w.refused(said)
-		}
+	var why reasons
+	exhausted := true
+	for _, name := range w.pools {
+		why = append(why, said[name])
+		exhausted = exhausted && (errors.Is(said[name], ErrExhausted) || errors.Is(said[name], ErrNoPool))
 	}
-	return nil, fmt.Errorf("%w on node %s: %w", ErrExhausted, a.cfg.Node, w.refused(said))
+	if !exhausted {
+		return nil, w.refused(why) // the Store has failed
+	}
+	return nil, fmt.Errorf("%w on node %s: %w", ErrExhausted, a.cfg.Node, w.refused(why))
 }
 
 // served notes that an ADD got an address of the pool. a.mu is held.
@@ -192,7 +196,7 @@ func (a *Allocator) fetch(ctx context.Context, mp *model.Pool, n int, urgent boo
 			errs = append(errs, err)
 		}
 	}
-	return got, errs.orNil()
+	return got, together(errs)
 }
 
 // ownBlocks returns this node's blocks inside a prefix, in order.

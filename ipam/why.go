@@ -34,6 +34,18 @@ func (r reasons) Error() string {
 
 func (r reasons) Unwrap() []error { return r }
 
+// together returns several reasons for one thing, nil for none.
+func together(errs []error) error {
+	if len(errs) == 0 {
+		return nil
+	}
+	err := errs[0]
+	for _, e := range errs[1:] {
+		err = fmt.Errorf("%w, and %w", err, e)
+	}
+	return err
+}
+
 // orNil returns r as an error, nil without reasons.
 func (r reasons) orNil() error {
 	if len(r) == 0 {

@@ -29,8 +29,10 @@ const (
 	annotationPools4 = "cni.projectcalico.org/ipv4pools"
 	annotationPools6 = "cni.projectcalico.org/ipv6pools"
 	annotationMAC    = "cni.projectcalico.org/hwAddr" // a hardware address, no list
-	// annotationNoIPAM asks for an address that no pool holds; nothing here would keep
-	// two pods from having it.
+	// annotationNoIPAM asks for addresses that no pool holds. Only this node's pods are kept
+	// from having one twice, and its owner may pass for anybody: so the configuration has to
+	// allow it (feature_control.ip_addrs_no_ipam, as Calico has it), and only the pod's own
+	// annotation counts.
 	annotationNoIPAM = "cni.projectcalico.org/ipAddrsNoIpam"
 )
 
@@ -40,9 +42,12 @@ type conf struct {
 	Name       string `json:"name"`
 	Type       string `json:"type"`
 	// MTU of both ends, bytes; 0 leaves it to the agent.
-	MTU           int             `json:"mtu"`
-	IPAM          json.RawMessage `json:"ipam"`
-	DNS           types.DNS       `json:"dns"`
+	MTU            int             `json:"mtu"`
+	IPAM           json.RawMessage `json:"ipam"`
+	DNS            types.DNS       `json:"dns"`
+	FeatureControl struct {
+		IPAddrsNoIPAM bool `json:"ip_addrs_no_ipam"` // pods may name addresses of no pool
+	} `json:"feature_control"`
 	RuntimeConfig struct {
 		IPs []string `json:"ips"` // capability "ips"
 		MAC string   `json:"mac"` // capability "mac"
@@ -193,15 +198,18 @@ func (c *conf) list(name string, of Workload) (values []string, source string, e
 
 // request says which addresses and which hardware address the pod asks for.
 func (c *conf) request(a podArgs, of Workload) (req model.AddressRequest, mac net.HardwareAddr, err error) {
-	if _, source, err := c.annotation(annotationNoIPAM, of); err != nil || source != "" {
-		return req, nil, errors.Join(err, invalid("%s: not supported; use an address of an IPPool with %s", source, annotationAddrs))
-	}
 	addresses, source, err := c.addresses(a, of)
 	if err != nil {
 		return req, nil, err
 	}
 	if req.Addresses, err = parseAddresses(addresses, source); err != nil {
 		return req, nil, err
+	}
+	if req.NoIPAM, err = c.noIPAM(of); err != nil {
+		return req, nil, err
+	}
+	if len(req.NoIPAM) > 0 && len(req.Addresses) > 0 {
+		return req, nil, invalid("%s and %s both name addresses: want one of the two", annotationNoIPAM, source)
 	}
 	if req.IPv4Pools, _, err = c.list(annotationPools4, of); err != nil {
 		return req, nil, err
@@ -225,6 +233,27 @@ func (c *conf) request(a podArgs, of Workload) (req model.AddressRequest, mac ne
 		}
 	}
 	return req, mac, nil
+}
+
+// noIPAM returns the addresses that the pod's annotation asks for without IPAM.
+func (c *conf) noIPAM(of Workload) ([]netip.Addr, error) {
+	_, named := of.Annotations[annotationNoIPAM]
+	if _, ok := c.Args.CNI[annotationNoIPAM]; ok && !named {
+		return nil, invalid("args.cni: %s: want it as an annotation of the pod", annotationNoIPAM)
+	}
+	if !named {
+		return nil, nil
+	}
+	list, source, err := c.list(annotationNoIPAM, of)
+	switch {
+	case err != nil:
+		return nil, err
+	case !c.FeatureControl.IPAddrsNoIPAM:
+		return nil, invalid("%s: not enabled; allow it with feature_control.ip_addrs_no_ipam: true, or use an address of an IPPool with %s", source, annotationAddrs)
+	case len(list) == 0:
+		return nil, invalid("%s: want an address", source)
+	}
+	return parseAddresses(list, source)
 }
 
 // addresses returns those of the first source that names any: the runtime's, then the

@@ -303,6 +303,7 @@ func TestRequests(t *testing.T) {
 		return out
 	}
 	pod := func(key, value string) Workload { return Workload{Annotations: map[string]string{key: value}} }
+	const noIPAM = `"feature_control":{"ip_addrs_no_ipam":true}`
 	for name, tt := range map[string]struct {
 		keys, args string
 		of         Workload
@@ -332,7 +333,11 @@ func TestRequests(t *testing.T) {
 		"a zone":                {args: "IP=fe80::1%eth0", err: "is not an address"},
 		"no list":               {of: pod(annotationAddrs, "10.0.0.1"), err: "annotation cni.projectcalico.org/ipAddrs of the pod"},
 		"no string":             {keys: `"args":{"cni":{"cni.projectcalico.org/ipAddrs":["10.0.0.1"]}}`, err: "args.cni: cni.projectcalico.org/ipAddrs: want a string"},
-		"no IPAM":               {of: pod(annotationNoIPAM, `["10.0.0.1"]`), err: "not supported"},
+		"no IPAM":               {keys: noIPAM, of: pod(annotationNoIPAM, `["fd00::1","192.0.2.1"]`), want: model.AddressRequest{NoIPAM: a("192.0.2.1", "fd00::1")}},
+		"no IPAM, not enabled":  {of: pod(annotationNoIPAM, `["192.0.2.1"]`), err: "feature_control.ip_addrs_no_ipam"},
+		"no IPAM, none named":   {keys: noIPAM, of: pod(annotationNoIPAM, `[]`), err: "want an address"},
+		"no IPAM in args":       {keys: noIPAM + `,"args":{"cni":{"cni.projectcalico.org/ipAddrsNoIpam":"[\"192.0.2.1\"]"}}`, err: "annotation of the pod"},
+		"with and without IPAM": {keys: noIPAM + `,"runtimeConfig":{"ips":["10.0.0.5"]}`, of: pod(annotationNoIPAM, `["192.0.2.1"]`), err: "runtimeConfig.ips both name addresses"},
 		"multicast MAC":         {args: "MAC=01:00:00:00:00:01", err: "CNI_ARGS: MAC"},
 		"the host's MAC":        {args: "MAC=ee:ee:ee:ee:ee:ee", err: "other than ee:ee:ee:ee:ee:ee"},
 		"a MAC of 8 bytes":      {keys: `"runtimeConfig":{"mac":"02:00:00:00:00:00:00:05"}`, err: "runtimeConfig.mac"},
