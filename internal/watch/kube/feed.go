@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -81,46 +82,64 @@ func (f *feed) run(ctx context.Context) {
 	logger := logr.FromSlogHandler(debugOnly{f.s.log.Handler()})
 	ctx = klog.NewContext(ctx, logger)
 	r := cache.NewReflectorWithOptions(f, f.sample, f, cache.ReflectorOptions{
-		Logger: &logger, Name: f.name, TypeDescription: f.name, Clock: endingClock{clock.RealClock{}, ctx},
+		Logger: &logger, Name: f.name, TypeDescription: f.name, Clock: waitClock{clock.RealClock{}, ctx, f},
 		Backoff: &wait.Backoff{Duration: firstWait, Factor: 2, Jitter: 1, Steps: 10, Cap: f.lastWait},
 	})
 	delay := firstWait
 	for ctx.Err() == nil {
 		start := time.Now()
-		if err := r.ListAndWatchWithContext(ctx); err != nil && ctx.Err() == nil && !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) {
+		if err := r.ListAndWatchWithContext(ctx); err != nil && ctx.Err() == nil && !f.noted(err) {
 			f.failed(err)
 		}
 		if time.Since(start) > time.Minute {
 			delay = firstWait
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(delay + rand.N(delay)):
-		}
+		f.wait(ctx, delay+rand.N(delay))
 		delay = min(2*delay, f.lastWait)
 	}
 }
 
-// endingClock lets the waits of a reflector end with its context; some of client-go's do
-// not look at it.
-type endingClock struct {
-	clock.RealClock
-	ctx context.Context
+// noted reports whether an attempt ended because of what is known already, or only to begin
+// anew.
+func (f *feed) noted(err error) bool {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	return apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || f.failing != nil && errors.Is(err, f.failing)
 }
 
-func (c endingClock) After(d time.Duration) <-chan time.Time {
-	ch := make(chan time.Time, 1)
-	fire := func() {
-		select {
-		case ch <- time.Now():
-		default:
-		}
+// wait lets d pass, or less: until ctx ends, or, while this feed gets no answer, until
+// another one gets one.
+func (f *feed) wait(ctx context.Context, d time.Duration) {
+	f.s.mu.Lock()
+	back := f.s.back
+	if !f.awayCounted {
+		back = nil
 	}
-	stop := context.AfterFunc(c.ctx, fire)
-	time.AfterFunc(d, func() {
-		stop()
-		fire()
-	})
+	f.s.mu.Unlock()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-back:
+	case <-t.C:
+	}
+}
+
+// waitClock makes a reflector wait between its attempts as its feed does: of client-go's
+// waits some do not end with their context.
+type waitClock struct {
+	clock.RealClock
+	ctx  context.Context
+	feed *feed
+}
+
+// After implements clock.Clock.
+func (c waitClock) After(d time.Duration) <-chan time.Time {
+	ch := make(chan time.Time, 1)
+	go func() {
+		c.feed.wait(c.ctx, d)
+		ch <- time.Now()
+	}()
 	return ch
 }
 
@@ -179,6 +198,10 @@ func (f *feed) stands() {
 	f.refusal = nil
 	if f.failing == nil || f.ended {
 		return
+	}
+	if f.awayCounted {
+		close(f.s.back)
+		f.s.back = make(chan struct{})
 	}
 	f.countAway(false)
 	f.failing, f.failingSince, f.failures = nil, time.Time{}, 0

@@ -66,6 +66,7 @@ type Source struct {
 	revision uint64        // of the last one
 	arrived  chan struct{} // closed when a pod, a namespace or their watch changed
 	away     int           // feeds that get no answer
+	back     chan struct{} // closed when one of them gets an answer again
 }
 
 // New makes a Source. It sends nothing yet.
@@ -91,7 +92,7 @@ func New(cfg Config) (*Source, error) {
 	s := &Source{
 		cfg: cfg, log: cfg.Log.With("datastore", "kubernetes"),
 		opt:  watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace, NamespaceLabels: true},
-		wake: make(chan struct{}, 1), secrets: map[string]*secretFeed{}, arrived: make(chan struct{}),
+		wake: make(chan struct{}, 1), secrets: map[string]*secretFeed{}, arrived: make(chan struct{}), back: make(chan struct{}),
 	}
 	s.publisher = &watch.Publisher{Options: s.opt, Log: s.log, Publish: cfg.Publish}
 	s.addFeeds()
