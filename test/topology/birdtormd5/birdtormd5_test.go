@@ -280,11 +280,12 @@ func wrongPassword(t *testing.T, f *scenario.Fabric) {
 	f.PodsTalk(t, 15*time.Second)
 }
 
-// secretGone deletes the Secret: what needs it cannot be and says so.
+// secretGone deletes the Secret: what needs it says so, and goes on with the password it has.
 func secretGone(t *testing.T, f *scenario.Fabric) {
 	m := operator.ManifestsOf(f)
 	n1 := f.Node("n1")
 	secret := m.Read(t, "secret.yaml")
+	before := operator.SinceOf(operator.Status(t, n1))
 	m.Remove(t, "secret.yaml")
 	operator.Await(t, 10*time.Second, n1, "the missing Secret is reported for each peer", func(st status.Status) error {
 		return errors.Join(
@@ -293,6 +294,7 @@ func secretGone(t *testing.T, f *scenario.Fabric) {
 	})
 	m.Write(t, "secret.yaml", secret)
 	up(t, f)
+	before.Undisturbed(t, operator.Status(t, n1))
 	operator.Await(t, 10*time.Second, n1, "no problems", operator.NoProblems)
 	f.PodsTalk(t, 15*time.Second)
 }

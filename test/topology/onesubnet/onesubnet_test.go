@@ -311,14 +311,19 @@ func meshPassword(t *testing.T, f *scenario.Fabric) {
 	f.PodsTalk(t, 10*time.Second)
 	operator.Hidden(t, ctx, n1, secret)
 
-	// Without the Secret there is no session that could be secured, and that is said; it
-	// heals with the Secret.
+	// A Secret that is gone ends no session: the password stays in force, and that is said.
+	before = operator.SinceOf(operator.Status(t, n1))
 	m.Remove(t, "mesh-secret.yaml")
 	operator.Await(t, 10*time.Second, n1, "the missing Secret is reported", func(st status.Status) error {
 		return operator.Problem(st, "bgp.yaml", ".spec.nodeMeshPassword", "mesh")
 	})
+	for _, v6 := range families {
+		operator.SignatureAsked(t, ctx, n1, n2, addressOf("n2", v6))
+	}
 	m.Write(t, "mesh-secret.yaml", secretYAML)
+	operator.Await(t, 10*time.Second, n1, "nothing is reported any more", operator.NoProblems)
 	meshed(t, f, "n1", "n2", "n3")
+	before.Undisturbed(t, operator.Status(t, n1))
 	operator.Hidden(t, ctx, n1, secret)
 
 	before = operator.SinceOf(operator.Status(t, n1))
