@@ -66,8 +66,8 @@ func TestSecrets(t *testing.T) {
 	apply(t, secret("tor", "hunter2"))
 	r.await("its change", func(s *model.Snapshot) bool { return s.Peers[0].Password == "hunter2" })
 	remove(t, "v1/secrets", "kube-system", "tor")
-	r.await("its end", func(s *model.Snapshot) bool {
-		return len(s.Peers) == 0 && hasProblem(s, "there is no Secret kube-system/tor")
+	r.await("its end, which ends no session", func(s *model.Snapshot) bool {
+		return len(s.Peers) == 1 && s.Peers[0].Password == "hunter2" && hasProblem(s, "there is no Secret kube-system/tor")
 	})
 	apply(t, secret("tor", "hunter3"))
 	r.await("its return", func(s *model.Snapshot) bool { return len(s.Peers) == 1 && s.Peers[0].Password == "hunter3" })
