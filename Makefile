@@ -66,7 +66,7 @@ test-cluster: kubernetes image plugins
 ## conformance: upstream's network specs against Causeway on the cluster, for docs/conformance.md
 conformance: kubernetes image
 	$(GO) run ./test/cluster/cmd/kubernetes conformance
-	deploy/scripts/conformance
+	$(GO) run ./test/cluster/cmd/conformance
 
 ## generate: deep copies
 generate:

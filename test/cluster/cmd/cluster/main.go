@@ -29,6 +29,7 @@ const usage = `usage: cluster [flags] COMMAND
   node NODE COMMAND...    run a command on a node (or on tor1, tor2, spine, outside)
   load TAR...             import docker archives on all nodes
   logs DIR                collect everything that explains a failure
+  audit-log               print the path of the API server's audit log
   off NODE, on NODE       pull a node's plug; boot it again
 
 `
@@ -101,6 +102,9 @@ func run(ctx context.Context, cfg cluster.Config, command string, args []string)
 			return err
 		}
 		return c.CollectLogs(ctx, dir)
+	case "audit-log":
+		fmt.Println(c.AuditLog())
+		return nil
 	case "off", "on":
 		if len(args) != 1 || c.Node(args[0]) == nil {
 			return fmt.Errorf("%s: name one of node1, node2, node3, node4", command)
