@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/causeway-net/causeway/cni-plugin/server"
 	"github.com/causeway-net/causeway/internal/kubeapi"
@@ -30,6 +31,8 @@ type datastore struct {
 	source  task.Task // publishes snapshots
 	store   ipam.Store
 	private bool // no other node sees the store
+	// resync and searchEvery are ipam's, where reading costs others something; 0: its own.
+	resync, searchEvery time.Duration
 	// trouble says why what was published may be old, or nil.
 	trouble func() error
 	// workload looks up a pod; nil in a folder, which knows none.
@@ -81,7 +84,7 @@ func openKubernetes(o options, log *slog.Logger, publish func(*model.Snapshot)) 
 		return nil, err
 	}
 	return &datastore{
-		source: source, store: store, clients: clients,
+		source: source, store: store, clients: clients, resync: ipamkube.Resync, searchEvery: ipamkube.SearchEvery,
 		trouble: func() error { return watchTrouble(source.Status()) },
 		workload: func(ctx context.Context, namespace, pod, uid string) (server.Workload, error) {
 			w, err := source.Workload(ctx, namespace, pod, uid)

@@ -68,7 +68,10 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	if a.data, err = openDatastore(o, log, a.setSnapshot); err != nil {
 		return nil, err
 	}
-	a.ipam, err = ipam.New(ipam.Config{Node: o.nodeName, Store: a.data.store, JournalDir: o.stateDir, Log: log, Private: a.data.private})
+	a.ipam, err = ipam.New(ipam.Config{
+		Node: o.nodeName, Store: a.data.store, JournalDir: o.stateDir, Log: log, Private: a.data.private,
+		Resync: a.data.resync, SearchEvery: a.data.searchEvery,
+	})
 	if err != nil {
 		return nil, err
 	}
