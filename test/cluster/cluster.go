@@ -289,16 +289,22 @@ func remove(ctx context.Context, cfg Config) error {
 // lock keeps two processes from building or removing one cluster at the same time.
 func lock(cfg Config) (unlock func(), err error) {
 	path := filepath.Join("/run", "causeway-cluster-"+cfg.Name+".lock")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	for {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("cluster %s: another process builds or removes it: %w", cfg.Name, err)
+		}
+		// The file may have been removed by the one who held it before.
+		var mine, now unix.Stat_t
+		if unix.Fstat(int(f.Fd()), &mine) == nil && unix.Stat(path, &now) == nil && mine.Ino == now.Ino {
+			return func() { os.Remove(path); f.Close() }, nil
+		}
 		f.Close()
-		return nil, fmt.Errorf("cluster %s: another process builds or removes it: %w", cfg.Name, err)
 	}
-	// The file stays: who removed it could remove the one that another holds.
-	return func() { f.Close() }, nil
 }
 
 func readState(dir string) (*state, error) {

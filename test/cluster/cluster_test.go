@@ -116,7 +116,7 @@ func pingAll(t *testing.T, pods []*cluster.Pod) {
 func left(name string) []string {
 	var out []string
 	for _, pattern := range []string{"/sys/fs/cgroup/*/causeway-" + name + "-*", "/sys/fs/cgroup/*/*/causeway-" + name + "-*", "/sys/fs/cgroup/*/*/*/causeway-" + name + "-*",
-		"/run/netns/" + name + "-*", filepath.Join(cluster.DefaultDir, name)} {
+		"/run/netns/" + name + "-*", "/run/causeway-cluster-" + name + "*", filepath.Join(cluster.DefaultDir, name)} {
 		found, _ := filepath.Glob(pattern)
 		out = append(out, found...)
 	}

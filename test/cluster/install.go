@@ -48,7 +48,8 @@ func (c *Cluster) LoadCauseway(ctx context.Context) error {
 
 // InstallManifest installs Causeway as a user does: the image, `kubectl apply` of the
 // manifests (deploy/causeway.yaml if none is named), then Peering. It returns when all
-// nodes are Ready and the controllers run.
+// nodes are Ready and the controllers run. Where Causeway is installed already, agents
+// and controllers are restarted, one after the other, with the image just loaded.
 func (c *Cluster) InstallManifest(ctx context.Context, manifests ...string) error {
 	root, err := Repository()
 	if err != nil {
@@ -60,8 +61,17 @@ func (c *Cluster) InstallManifest(ctx context.Context, manifests ...string) erro
 	if err := c.LoadCauseway(ctx); err != nil {
 		return err
 	}
+	before, err := c.Kubectl(ctx, "-n", "kube-system", "get", "daemonset/causeway-agent", "--ignore-not-found", "-o", "name")
+	if err != nil {
+		return err
+	}
 	for _, m := range manifests {
 		if _, err := c.Kubectl(ctx, "apply", "-f", m); err != nil {
+			return err
+		}
+	}
+	if before != "" { // the image's name is the same, so the manifest is, too
+		if _, err := c.Kubectl(ctx, "-n", "kube-system", "rollout", "restart", "daemonset/causeway-agent", "deployment/causeway-controller"); err != nil {
 			return err
 		}
 	}
