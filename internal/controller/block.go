@@ -34,10 +34,18 @@ func borrowerLabel(node string) string {
 	return borrowerPrefix + hex.EncodeToString(sum[:8])
 }
 
-// free frees slot i; it rests from now on.
-func free(b *ipam.Block, i int, now time.Time) {
-	b.Slots[i] = ipam.Slot{ReleasedAt: now}
+// free frees slot i. With a cooldown it rests from now on.
+func free(b *ipam.Block, i int, now time.Time, cooldown time.Duration) {
+	b.Slots[i] = ipam.Slot{}
+	if cooldown > 0 {
+		b.Slots[i].ReleasedAt = now
+	}
 	b.Unallocated = append(b.Unallocated, i)
+}
+
+// resting reports whether a free slot may not be given yet.
+func resting(s ipam.Slot, cooldown time.Duration, now time.Time) bool {
+	return cooldown > 0 && !s.ReleasedAt.IsZero() && s.ReleasedAt.Add(cooldown).After(now)
 }
 
 // take gives the free slot i to a handle.

@@ -102,7 +102,7 @@ func anyOf(pool *model.Pool, v *view, blocks []*entry, now time.Time) (choice, b
 		}
 		for _, i := range e.block.Unallocated {
 			a := e.block.Addr(i)
-			if at := e.block.Slots[i].ReleasedAt; !at.IsZero() && at.Add(v.cooldown()).After(now) || reserved(v.snap.Reservations, a) || !pool.CIDR.Contains(a) {
+			if resting(e.block.Slots[i], v.cooldown(), now) || reserved(v.snap.Reservations, a) || !pool.CIDR.Contains(a) {
 				continue
 			}
 			return choice{e, e.cidr, a}, true

@@ -8,9 +8,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"k8s.io/klog/v2"
 
 	"github.com/causeway-net/causeway/internal/kubeapi"
 )
@@ -98,6 +100,8 @@ func (c *Controller) String() string { return "controller" }
 // Run competes for the Lease, works while it has it and competes again when it lost it,
 // until ctx is cancelled; then it gives the Lease back, after its last write.
 func (c *Controller) Run(ctx context.Context) error {
+	// What client-go has to say goes where all else goes.
+	ctx = klog.NewContext(ctx, logr.FromSlogHandler(c.log.With("component", "client-go").Handler()))
 	for ctx.Err() == nil {
 		if err := c.compete(ctx); err != nil {
 			return err

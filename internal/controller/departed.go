@@ -126,7 +126,7 @@ type swept struct {
 // sweep returns b without what the node left behind and nobody claims. A block of a node
 // that is gone loses its owner, unless a pod there claims an address of it: as long as one
 // lives, its node may be alive and tell of the block.
-func sweep(b *ipam.Block, node string, p presence, c claims, now time.Time) swept {
+func sweep(b *ipam.Block, node string, p presence, c claims, now time.Time, cooldown time.Duration) swept {
 	next := b.Clone()
 	var out swept
 	for i, s := range b.Slots {
@@ -137,7 +137,7 @@ func sweep(b *ipam.Block, node string, p presence, c claims, now time.Time) swep
 			out.held++
 			continue
 		}
-		free(next, i, now)
+		free(next, i, now, cooldown)
 		out.released++
 	}
 	disown := !p.exists && b.Node() == node && out.held == 0

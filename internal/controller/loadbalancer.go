@@ -185,8 +185,8 @@ func (a *assigner) assign(ctx context.Context, svc *corev1.Service, v *view, min
 		c, why := choose(w, v, a.ledger.all(), a.now())
 		if why != nil {
 			p.problems = append(p.problems, why.Error())
-			if errors.Is(why, errNoFreeAddress) {
-				again = v.cooldown() // by then what rests now can be had
+			if errors.Is(why, errNoFreeAddress) && v.cooldown() > 0 {
+				again = v.cooldown() + time.Second // by then what rests now can be had
 			}
 			// What it has stays until what it wants can be had.
 			for _, d := range p.drop {
@@ -260,7 +260,7 @@ func (a *assigner) release(ctx context.Context, key types.NamespacedName, in []h
 		for _, addr := range byBlock[name] {
 			i := b.Ordinal(addr)
 			if s := b.Slots[i]; strings.HasPrefix(s.Handle, handlePrefix) && s.Attrs[attrService] == key.Name && s.Attrs[ipam.AttrNamespace] == key.Namespace {
-				free(b, i, a.now())
+				free(b, i, a.now(), a.view().cooldown())
 			}
 		}
 		o, err := a.blocks.update(ctx, e.obj, b)

@@ -236,7 +236,7 @@ func (s *sweeper) claims(ctx context.Context, node string) (claims, error) {
 
 // sweepBlock writes what sweep decides, and reports whether a pod claims something.
 func (s *sweeper) sweepBlock(ctx context.Context, e *entry, node string, p presence, c claims) (held bool, err error) {
-	w := sweep(e.block, node, p, c, s.now())
+	w := sweep(e.block, node, p, c, s.now(), s.cooldown())
 	if w.block == nil {
 		return w.held > 0, nil
 	}
