@@ -68,7 +68,7 @@ conformance: kubernetes image
 	$(GO) run ./test/cluster/cmd/kubernetes conformance
 	$(GO) run ./test/cluster/cmd/conformance
 
-## generate: deep copies
+## generate: deep copies, CRDs, the admission warnings
 generate:
 	$(GO) generate ./...
 

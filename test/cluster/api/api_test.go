@@ -95,7 +95,9 @@ func pool(name, spec string) string { return object("IPPool", name, "spec: {"+sp
 
 func resource(t *testing.T, o *unstructured.Unstructured) dynamic.ResourceInterface {
 	t.Helper()
-	c, err := dynamic.NewForConfig(config)
+	quiet := rest.CopyConfig(config)
+	quiet.WarningHandler = rest.NoWarnings{}
+	c, err := dynamic.NewForConfig(quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,6 +74,8 @@ var refusals = []struct{ was, manifest, words string }{
 	{"", peer("peerIP: tor.example.org, asNumber: 1"), "peerIP must be an address"},
 	{"", peer("peerIP: '192.0.2.1:0', asNumber: 1"), "peerIP must be an address"},
 	{"", peer("peerIP: '[2001:db8::1]:65536', asNumber: 1"), "peerIP must be an address"},
+	{"", peer("peerIP: 'fe80::1', asNumber: 1"), "must name its interface"},
+	{"", peer("peerIP: 0.0.0.0, asNumber: 1"), "peerIP is no address of one peer"},
 	{"", peer("peerIP: 192.0.2.1, asNumber: 4294967296"), "asNumber"},
 	{"", peer("peerIP: 192.0.2.1, asNumber: 1, localASNumber: 0"), "localASNumber"},
 	{"", peer("peerSelector: all(), reachableBy: 192.0.2.2"), "reachableBy is set without peerIP"},
