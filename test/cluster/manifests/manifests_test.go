@@ -14,11 +14,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
@@ -110,14 +113,46 @@ func same(t *testing.T, what string, got, want map[string]map[string]any) {
 		}
 	}
 	for key, o := range got {
-		a, err := json.Marshal(o)
-		must(t, err)
-		b, err := json.Marshal(want[key])
-		must(t, err)
-		if !bytes.Equal(a, b) {
-			t.Errorf("%s: %s differs:\n%s\nwant\n%s", what, key, a, b)
+		if at := difference(o, want[key], ""); at != "" {
+			t.Errorf("%s: %s differs at %s", what, key, at)
 		}
 	}
+}
+
+// difference returns where two decoded objects differ first; empty when nowhere.
+func difference(a, b any, path string) string {
+	switch a := a.(type) {
+	case map[string]any:
+		b, ok := b.(map[string]any)
+		if !ok {
+			return path
+		}
+		for _, key := range slices.Sorted(maps.Keys(a)) {
+			if at := difference(a[key], b[key], path+"."+key); at != "" {
+				return at
+			}
+		}
+		for _, key := range slices.Sorted(maps.Keys(b)) {
+			if _, ok := a[key]; !ok {
+				return path + "." + key
+			}
+		}
+	case []any:
+		b, ok := b.([]any)
+		if !ok || len(a) != len(b) {
+			return path
+		}
+		for i := range a {
+			if at := difference(a[i], b[i], fmt.Sprintf("%s[%d]", path, i)); at != "" {
+				return at
+			}
+		}
+	default:
+		if !reflect.DeepEqual(a, b) {
+			return fmt.Sprintf("%s: %v, want %v", path, a, b)
+		}
+	}
+	return ""
 }
 
 // TestUpToDate makes everything again and compares: `make manifests` mends it.
@@ -211,6 +246,34 @@ func TestPods(t *testing.T) {
 	if s := controller.Spec.Template.Spec.SecurityContext; s.RunAsNonRoot == nil || !*s.RunAsNonRoot {
 		t.Error("the controller may run as root")
 	}
+}
+
+// TestCleanup holds deploy/cleanup.yaml to the DaemonSet: the same image and the same
+// folders of the host, and a Job that the API server takes.
+func TestCleanup(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "deploy/cleanup.yaml"))
+	must(t, err)
+	var job batchv1.Job
+	must(t, yaml.UnmarshalStrict(bytes.ReplaceAll(text, []byte("NODE\n"), []byte("node1\n")), &job))
+	manifest, err := os.ReadFile(filepath.Join(root, "deploy/causeway.yaml"))
+	must(t, err)
+	var agent appsv1.DaemonSet
+	data, err := json.Marshal(objects(t, manifest)["DaemonSet kube-system/causeway-agent"])
+	must(t, err)
+	must(t, json.Unmarshal(data, &agent))
+	pod, of := job.Spec.Template.Spec, agent.Spec.Template.Spec
+	switch {
+	case pod.NodeName != "node1":
+		t.Errorf("nodeName is %q", pod.NodeName)
+	case pod.Containers[0].Image != of.Containers[0].Image:
+		t.Errorf("its image is %s, the agent's %s", pod.Containers[0].Image, of.Containers[0].Image)
+	case !reflect.DeepEqual(pod.Volumes, of.Volumes):
+		t.Errorf("its volumes are %v, the agent's %v", pod.Volumes, of.Volumes)
+	}
+	c, err := kubeapi.New(config)
+	must(t, err)
+	_, err = c.Core.BatchV1().Jobs("kube-system").Create(t.Context(), &job, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}, FieldValidation: metav1.FieldValidationStrict})
+	must(t, err)
 }
 
 // TestPoliciesCoverRights shows that whatever the agents may write is under an admission
