@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -561,5 +562,19 @@ func TestNodeAnnotations(t *testing.T) {
 	slices.Sort(got)
 	if !slices.Equal(got, want) {
 		t.Errorf("annotations that work: %v, want %v", got, want)
+	}
+}
+
+// TestServiceAnnotations holds that the controller reads the annotations that work.
+func TestServiceAnnotations(t *testing.T) {
+	code := controllerCode(t)
+	rows := readTables(t)["Service annotations"]
+	for _, r := range rows {
+		if r.Status != works || !strings.Contains(code, strconv.Quote(r.Name)) {
+			t.Errorf("line %d: %s is said to be %s; the controller names it: %v", r.Line, r.Name, r.Status, strings.Contains(code, strconv.Quote(r.Name)))
+		}
+	}
+	if len(rows) == 0 {
+		t.Error("no rows")
 	}
 }
