@@ -3,12 +3,12 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/causeway-net/causeway/cni-plugin/server"
@@ -104,20 +104,22 @@ func (o options) clients() (*kubeapi.Clients, error) {
 	return kubeapi.New(cfg)
 }
 
-// watchTrouble names the watches that fail, with one reason: it is most often the same.
+// watchTrouble says that the API server does not answer, or names the watches without which
+// the agent cannot do, with one reason: it is most often the same. Kinds that it can do
+// without are problems of the snapshot.
 func watchTrouble(st watchkube.Status) error {
 	var names []string
 	var why string
 	for _, w := range st.Watches {
-		if w.Failing != "" {
+		if w.Failing != "" && (w.Needed || !st.Answering) {
 			names, why = append(names, w.Name), cmp.Or(why, w.Failing)
 		}
 	}
 	switch {
 	case len(names) > 0:
-		return fmt.Errorf("%s: %s", strings.Join(names, ", "), why)
+		return fmt.Errorf("%d watches fail, that of %s: %s", len(names), names[0], why)
 	case !st.Synced:
-		return fmt.Errorf("not everything was read yet")
+		return errors.New("not everything was read yet")
 	}
 	return nil
 }

@@ -121,10 +121,13 @@ func (c *Conflist) Run(ctx context.Context) error {
 }
 
 // rest is the time between two writes at least: whoever else writes the file is not to be
-// outrun. look is how often the folder is looked at without notice.
+// outrun. look is how often the folder is looked at where the kernel tells of changes, and
+// lookBlind where it does not: inotify instances are few (fs.inotify.max_user_instances),
+// and other programs of the node may have them all.
 const (
-	rest = time.Second
-	look = 30 * time.Second
+	rest      = time.Second
+	look      = 30 * time.Second
+	lookBlind = 2 * time.Second
 )
 
 // keep looks at the folder until something changes, and puts the file right. It returns
@@ -133,13 +136,17 @@ func (c *Conflist) keep(ctx context.Context, first bool) (time.Duration, error) 
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
 		return rest, err
 	}
-	notify, err := fsnotify.NewWatcher()
-	if err != nil {
-		return rest, err
-	}
-	defer notify.Close()
-	if err := notify.Add(c.dir); err != nil {
-		return rest, fmt.Errorf("watching %s: %w", c.dir, err)
+	var events <-chan fsnotify.Event
+	wait := lookBlind
+	if notify, err := fsnotify.NewWatcher(); err == nil {
+		defer notify.Close()
+		if notify.Add(c.dir) == nil {
+			events, wait = notify.Events, look
+		}
+		go func() { // events that were lost are made up for by the next look
+			for range notify.Errors {
+			}
+		}()
 	}
 	for {
 		wrote, err := c.write()
@@ -159,12 +166,11 @@ func (c *Conflist) keep(ctx context.Context, first bool) (time.Duration, error) 
 		select {
 		case <-ctx.Done():
 			return 0, nil
-		case <-notify.Errors: // events were lost: look
-		case ev := <-notify.Events:
+		case ev := <-events:
 			if ev.Name == c.dir {
 				return rest, nil // the folder itself went away
 			}
-		case <-time.After(look):
+		case <-time.After(wait):
 			return 0, nil // and watch anew: the folder may be another one
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
@@ -104,9 +105,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 	}
 	changed := make(chan struct{}, 1)
 	seen := func(n *corev1.Node) {
-		r.mu.Lock()
-		r.node = n
-		r.mu.Unlock()
+		r.take(n)
 		select {
 		case changed <- struct{}{}:
 		default:
@@ -228,7 +227,7 @@ func (r *Reporter) writeAddresses(ctx context.Context, n *corev1.Node) error {
 	if err != nil {
 		return errors.Join(append(errs, fmt.Errorf("Node %s: annotations: %w", n.Name, err))...)
 	}
-	r.wrote(n, written)
+	r.take(written)
 	for _, c := range changes {
 		if !c.moved() {
 			r.log.Info("node address", "annotation", c.annotation, "address", c.now)
@@ -275,7 +274,7 @@ func (r *Reporter) writeCondition(ctx context.Context, n *corev1.Node, why error
 		return fmt.Errorf("Node %s: condition %s: %w", n.Name, corev1.NodeNetworkUnavailable, err)
 	}
 	r.health.wrote(now, contested)
-	r.wrote(n, written)
+	r.take(written)
 	if have == nil || have.Status != want.status {
 		r.log.Info("condition NetworkUnavailable", "status", want.status, "reason", want.reason, "message", want.message)
 		kind := corev1.EventTypeNormal
@@ -287,13 +286,20 @@ func (r *Reporter) writeCondition(ctx context.Context, n *corev1.Node, why error
 	return nil
 }
 
-// wrote takes the answer to a write as the Node's state, unless the watch was faster: the
-// next step must not write the same again.
-func (r *Reporter) wrote(before, answer *corev1.Node) {
-	o, _ := slim(answer)
+// take notes a version of the Node, from the watch or as the answer to a write, unless it is
+// older than what is known: the watch comes behind our own writes, and what it shows then must
+// not be written again. Nil means that the Node is gone.
+func (r *Reporter) take(n *corev1.Node) {
+	if n != nil {
+		o, _ := slim(n)
+		n = o.(*corev1.Node)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.node == before {
-		r.node = o.(*corev1.Node)
+	if n != nil && r.node != nil && n.UID == r.node.UID {
+		if c, err := resourceversion.CompareResourceVersion(n.ResourceVersion, r.node.ResourceVersion); err == nil && c < 0 {
+			return
+		}
 	}
+	r.node = n
 }
