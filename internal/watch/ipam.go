@@ -81,8 +81,10 @@ func (c *checker) pool(p *v3.IPPool) model.Pool {
 	s := &p.Spec
 	out := model.Pool{
 		Name: p.Name, CIDR: c.cidr(".spec.cidr", s.CIDR), BlockSize: s.BlockSize,
-		NATOutgoing: s.NATOutgoing, Disabled: s.Disabled, DisableBGPExport: s.DisableBGPExport,
+		NATOutgoing: s.NATOutgoing, DisableBGPExport: s.DisableBGPExport,
 		Manual: s.AssignmentMode == v3.AssignmentManual,
+		// One that is being deleted stays until its addresses are free, and gives no more.
+		Disabled: s.Disabled || p.DeletionTimestamp != nil,
 	}
 	ipip := enum(c, ".spec.ipipMode", s.IPIPMode, v3.EncapNever, v3.EncapAlways, v3.EncapCrossSubnet)
 	vxlan := enum(c, ".spec.vxlanMode", s.VXLANMode, v3.EncapNever, v3.EncapAlways, v3.EncapCrossSubnet)
