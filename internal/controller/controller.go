@@ -101,7 +101,7 @@ func (c *Controller) String() string { return "controller" }
 // until ctx is cancelled; then it gives the Lease back, after its last write.
 func (c *Controller) Run(ctx context.Context) error {
 	// What client-go has to say goes where all else goes.
-	ctx = klog.NewContext(ctx, logr.FromSlogHandler(c.log.With("component", "client-go").Handler()))
+	ctx = klog.NewContext(ctx, logr.FromSlogHandler(c.cfg.Log.With("component", "client-go").Handler()))
 	for ctx.Err() == nil {
 		if err := c.compete(ctx); err != nil {
 			return err
