@@ -113,6 +113,9 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 	if err := checkPrograms(); err != nil {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
+	if err := checkInotify(); err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", cfg.Name, err)
+	}
 	unlock, err := lock(cfg)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -48,6 +49,38 @@ func checkPrograms() error {
 		if _, err := exec.LookPath(p); err != nil {
 			return fmt.Errorf("%w: run `make kubernetes`, which installs it", err)
 		}
+	}
+	return nil
+}
+
+// inotifyNeed is how many inotify instances the programs of a cluster hold: kubelets a
+// dozen each, containerd four, the control plane and Causeway the rest.
+const inotifyNeed = 64
+
+// checkInotify refuses to start what would fail in the middle: instances are counted for
+// a user, over all of the computer, and Linux allows 128.
+func checkInotify() error {
+	const sysctl = "/proc/sys/fs/inotify/max_user_instances"
+	b, err := os.ReadFile(sysctl)
+	if err != nil {
+		return err
+	}
+	limit, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return fmt.Errorf("%s: %w", sysctl, err)
+	}
+	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return err
+	}
+	used := 0
+	for _, fd := range fds {
+		if link, err := os.Readlink(fd); err == nil && link == "anon_inode:inotify" {
+			used++
+		}
+	}
+	if limit-used < inotifyNeed {
+		return fmt.Errorf("sysctl fs.inotify.max_user_instances is %d, %d are in use, and a cluster needs %d: take another cluster down, or `sysctl -w fs.inotify.max_user_instances=512`", limit, used, inotifyNeed)
 	}
 	return nil
 }

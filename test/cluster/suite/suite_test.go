@@ -33,7 +33,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "suite:", err)
 		return 1
 	}
-	cfg := cluster.Config{Name: os.Getenv("CAUSEWAY_CLUSTER"), Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	cfg := cluster.Config{Name: os.Getenv("CAUSEWAY_CLUSTER"), ProxyMode: os.Getenv("CAUSEWAY_PROXY_MODE"), Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	var err error
 	c, err = cluster.Attach(cfg)
 	if errors.Is(err, cluster.ErrNotUp) {
@@ -52,7 +52,7 @@ func run(m *testing.M) int {
 		return fail(err)
 	}
 	if !installed(ctx) {
-		err = c.InstallManifest(ctx)
+		err = install(ctx)
 	} else {
 		err = c.AwaitReady(ctx)
 	}
@@ -75,6 +75,16 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "suite: logs are in", dir)
 	}
 	return code
+}
+
+// viaHelm says how Causeway is installed, and removed: with its chart, not its manifest.
+func viaHelm() bool { return os.Getenv("CAUSEWAY_INSTALL") == "helm" }
+
+func install(ctx context.Context) error {
+	if viaHelm() {
+		return c.InstallHelm(ctx)
+	}
+	return c.InstallManifest(ctx)
 }
 
 func installed(ctx context.Context) bool {

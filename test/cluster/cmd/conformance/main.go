@@ -71,7 +71,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err := c.InstallManifest(ctx); err != nil {
 		return err
 	}
-	if err := c.LoadImage(ctx, filepath.Join(cluster.Images(), "coredns.tar")); err != nil {
+	if err := c.LoadImage(ctx, filepath.Join(cluster.Images(), "coredns.tar"), filepath.Join(cluster.Images(), "glibc-dns-testing.tar")); err != nil {
 		return err
 	}
 	if err := c.Apply(ctx, coreDNS); err != nil {

@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/sha256"
 	_ "embed"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -29,7 +28,7 @@ func (b *builder) images(conformance bool) error {
 	}
 	recipes := []recipe{{"pause", "e2e", b.pause}, {"busybox", "", b.busyboxImage}, {"agnhost", "e2e", b.agnhost}}
 	if conformance {
-		recipes = append(recipes, recipe{"coredns", "coredns", b.coredns})
+		recipes = append(recipes, recipe{"coredns", "coredns", b.coredns}, recipe{"glibc-dns-testing", "e2e", b.dnsTesting})
 	}
 	for _, r := range recipes {
 		tar := filepath.Join(cluster.Images(), r.name+".tar")
@@ -96,7 +95,11 @@ func busybox(m *image.Image) error {
 }
 
 func (b *builder) busyboxImage(to string) error {
-	m := &image.Image{Names: []string{"registry.k8s.io/e2e-test-images/busybox:1.37.0-2", "docker.io/library/busybox:latest"},
+	name, err := b.upstream("BusyBox", "busybox")
+	if err != nil {
+		return err
+	}
+	m := &image.Image{Names: []string{name, "docker.io/library/busybox:latest"},
 		Config: image.Config{Cmd: []string{"sh"}, Env: []string{image.Path}}}
 	if err := busybox(m); err != nil {
 		return err
@@ -104,7 +107,22 @@ func (b *builder) busyboxImage(to string) error {
 	return m.Write(to)
 }
 
-var agnhostTag = regexp.MustCompile(`configs\[Agnhost\] = Config\{.*"agnhost", "(.*)"\}`)
+// upstream is the name, with the tag that tests ask for, of one of upstream's test images.
+func (b *builder) upstream(key, name string) (string, error) {
+	sources, err := b.sources()
+	if err != nil {
+		return "", err
+	}
+	list, err := os.ReadFile(filepath.Join(sources, "test/utils/image/manifest.go"))
+	if err != nil {
+		return "", err
+	}
+	tag := regexp.MustCompile(`configs\[` + key + `\] += Config\{.*"` + name + `", "(.*)"\}`).FindSubmatch(list)
+	if tag == nil {
+		return "", fmt.Errorf("%s: k8s.io/kubernetes' list of test images names no tag for it", name)
+	}
+	return "registry.k8s.io/e2e-test-images/" + name + ":" + string(tag[1]), nil
+}
 
 // agnhost is busybox, the program, and real tools in busybox's place: its own wget and
 // nslookup cannot resolve names when linked statically. bash is the shell, since
@@ -114,20 +132,16 @@ func (b *builder) agnhost(to string) error {
 	if err != nil {
 		return err
 	}
-	manifest, err := os.ReadFile(filepath.Join(sources, "test/utils/image/manifest.go"))
+	name, err := b.upstream("Agnhost", "agnhost")
 	if err != nil {
 		return err
 	}
-	tag := agnhostTag.FindSubmatch(manifest)
-	if tag == nil {
-		return errors.New("agnhost: k8s.io/kubernetes' list of test images names no tag for it")
-	}
-	m := &image.Image{Names: []string{"registry.k8s.io/e2e-test-images/agnhost:" + string(tag[1]), cluster.AgnhostImage},
+	m := &image.Image{Names: []string{name, cluster.AgnhostImage},
 		Config: image.Config{Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}, Env: []string{image.Path}}}
 	if err := busybox(m); err != nil {
 		return err
 	}
-	for _, tool := range []string{"bash", "curl", "nc", "dig", "ip", "ss", "iperf", "socat", "tcpdump", "arping", "ping", "conntrack"} {
+	for _, tool := range []string{"bash", "curl", "nc", "dig", "getent", "ip", "ss", "iperf", "socat", "tcpdump", "arping", "ping", "conntrack"} {
 		if err := m.Program(tool); err != nil {
 			return fmt.Errorf("agnhost: %w", err)
 		}
@@ -142,6 +156,25 @@ func (b *builder) agnhost(to string) error {
 	// Specs about users run as these.
 	m.Text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nuser-defined-in-image:x:1000:1000::/:/bin/sh\n")
 	m.Text("/etc/group", "root:x:0:\nnogroup:x:65534:\ngroup-defined-in-image:x:50000:user-defined-in-image\n")
+	return m.Write(to)
+}
+
+// dnsTesting asks for names as glibc does, which agnhost's image upstream (musl) does not.
+func (b *builder) dnsTesting(to string) error {
+	name, err := b.upstream("GlibcDnsTesting", "glibc-dns-testing")
+	if err != nil {
+		return err
+	}
+	m := &image.Image{Names: []string{name}, Config: image.Config{Cmd: []string{"sh"}, Env: []string{image.Path}}}
+	if err := busybox(m); err != nil {
+		return err
+	}
+	for _, tool := range []string{"bash", "dig", "getent"} {
+		if err := m.Program(tool); err != nil {
+			return fmt.Errorf("glibc-dns-testing: %w", err)
+		}
+	}
+	m.Symlink("/bin/sh", "bash")
 	return m.Write(to)
 }
 
