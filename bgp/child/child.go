@@ -18,7 +18,8 @@ import (
 )
 
 // GCPercent is Go's GOGC in both processes. At rest their heaps are a few MB and garbage
-// collection costs nothing; while a large table comes in it is what costs most.
+// collection costs nothing; while a large table comes in it is what costs most. The child's heap
+// is bounded beside it (Memory).
 const GCPercent = 400
 
 // DefaultUID is the speaker's user and group unless configured: "nonroot" of the distroless
@@ -43,6 +44,9 @@ type Config struct {
 	// Log gets the child's lines with component=speaker. Its level at the start is the
 	// child's. Required.
 	Log *slog.Logger
+	// MemoryLimit is what the agent and the child may use together, in bytes; 0 means the limit
+	// of the agent's cgroup. It is a limit of manners: what the child really needs it takes.
+	MemoryLimit int64
 	// ReadyWithin bounds the start; 0 means 10 s.
 	ReadyWithin time.Duration
 }
@@ -54,6 +58,9 @@ func (cfg *Config) complete() error {
 	if cfg.GID == 0 {
 		cfg.GID = DefaultUID
 	}
+	if cfg.MemoryLimit == 0 {
+		cfg.MemoryLimit = cgroupLimit("/sys/fs/cgroup", "/proc/self/cgroup")
+	}
 	if cfg.ReadyWithin == 0 {
 		cfg.ReadyWithin = 10 * time.Second
 	}
@@ -62,6 +69,8 @@ func (cfg *Config) complete() error {
 		return fmt.Errorf("Exe %q: want an absolute path", cfg.Exe)
 	case !filepath.IsAbs(cfg.RunDir):
 		return fmt.Errorf("RunDir %q: want an absolute path", cfg.RunDir)
+	case cfg.MemoryLimit < 0:
+		return fmt.Errorf("MemoryLimit %d: want a number of bytes, or 0 for the cgroup's", cfg.MemoryLimit)
 	case cfg.UID < 0 || cfg.GID < 0:
 		return fmt.Errorf("UID %d, GID %d: want positive numbers", cfg.UID, cfg.GID)
 	case cfg.Log == nil:
@@ -140,7 +149,7 @@ func launch(ctx context.Context, cfg Config) (*Instance, error) {
 			level = l
 		}
 	}
-	hello, err := json.Marshal(Handover{Token: inst.token, AllowWrites: cfg.AllowWrites, TCPAddr: cfg.TCPAddr, LogLevel: level})
+	hello, err := json.Marshal(Handover{Token: inst.token, AllowWrites: cfg.AllowWrites, TCPAddr: cfg.TCPAddr, LogLevel: level, Memory: memoryFor(cfg.MemoryLimit)})
 	if err == nil {
 		_, err = p.control.Write(append(hello, '\n'))
 	}

@@ -38,6 +38,7 @@ type Handover struct {
 	AllowWrites bool       // anyone who reaches the socket may write
 	TCPAddr     string     // additional gRPC listener on loopback; empty: none
 	LogLevel    slog.Level // of the lines on stderr
+	Memory      Memory
 }
 
 // ErrOrphaned says that the agent is gone.

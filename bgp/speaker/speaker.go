@@ -53,6 +53,8 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 
+	paceMemory(in.Memory)
+
 	listen := "unix://" + child.SocketName
 	if in.TCPAddr != "" {
 		if err := child.CheckTCPAddr(in.TCPAddr); err != nil {
