@@ -178,10 +178,22 @@ func TestAgents(t *testing.T) {
 			}
 			return ""
 		})
+		// An agent that starts now knows no pool and no peer. It leaves the kernel as it is.
+		n1.stop(unix.SIGKILL)
+		n1.start()
+		c.eventually("it is alive and not ready", func() string {
+			if code, body := n1.probe("/livez"); code != 200 {
+				return fmt.Sprint(code, body)
+			}
+			if code, body := n1.probe("/readyz"); code != 503 || !strings.Contains(body, "was not read yet") {
+				return fmt.Sprint(code, body)
+			}
+			return ""
+		})
 		c.must(server.StartAPI())
 		c.eventually("the status says that it is back", func() string {
-			if st, err := n1.status(); err != nil || st.Source.Error != "" {
-				return fmt.Sprintf("%v %+v", err, st.Source)
+			if st, err := n1.status(); err != nil || st.Source.Error != "" || !st.Ready || len(st.Peers) != 1 || st.Peers[0].State != "Established" {
+				return fmt.Sprintf("%v %+v %+v", err, st.Source, st.Peers)
 			}
 			return ""
 		})

@@ -328,7 +328,7 @@ func (n *node) newPod(name string, annotations map[string]string) *pod {
 // sandbox makes the pod's namespace alone.
 func (n *node) sandbox(name string) *pod {
 	n.t.Helper()
-	p := &pod{on: n, name: name, ns: n.prefix + name}
+	p := &pod{on: n, name: name, ns: n.prefix + name, uid: "5b0a6a3e-0000-4000-8000-000000000000"}
 	n.netns(p.ns)
 	return p
 }
