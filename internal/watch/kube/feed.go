@@ -55,6 +55,7 @@ type feed struct {
 	contents contents
 	onChange func() // after a change of contents; also of health for whoever waits; the mutex is held
 	lastWait time.Duration
+	tried    chan struct{} // closed when the server answered once, or could not be reached
 
 	// The Source's mutex guards these.
 	synced       time.Time // when all objects were first read; zero: never
@@ -191,10 +192,20 @@ func (f *feed) WatchWithContext(ctx context.Context, o metav1.ListOptions) (apiw
 	return w, nil
 }
 
+// wasTried closes tried. s.mu is held.
+func (f *feed) wasTried() {
+	select {
+	case <-f.tried:
+	default:
+		close(f.tried)
+	}
+}
+
 // stands notes that the server answers.
 func (f *feed) stands() {
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
+	f.wasTried()
 	f.refusal = nil
 	if f.failing == nil || f.ended {
 		return
@@ -219,6 +230,7 @@ func (f *feed) end() {
 func (f *feed) failed(err error) {
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
+	f.wasTried()
 	if f.ended {
 		return
 	}

@@ -88,7 +88,7 @@ func typed[L runtime.Object](c lister[L], narrow func(*metav1.ListOptions)) *kub
 func (s *Source) addFeeds() {
 	core := s.cfg.Clients.Core.CoreV1()
 	add := func(f *feed) *feed {
-		f.s, f.lastWait = s, lastWait
+		f.s, f.lastWait, f.tried = s, lastWait, make(chan struct{})
 		if f.onChange == nil {
 			f.onChange = s.changed
 		}
@@ -137,7 +137,7 @@ func (s *Source) addFeeds() {
 // allowed to read it and no other.
 func (s *Source) secretFeed(name string) *feed {
 	return &feed{
-		s: s, lastWait: lastWait, onChange: s.changed,
+		s: s, lastWait: lastWait, tried: make(chan struct{}), onChange: s.changed,
 		name: "secret " + s.cfg.SecretNamespace + "/" + name, resource: "secrets", needed: true,
 		source: typed(s.cfg.Clients.Core.CoreV1().Secrets(s.cfg.SecretNamespace), byField("metadata.name", name)),
 		sample: &corev1.Secret{}, strip: stripSecret, contents: entries(watch.KindSecret, s.opt),

@@ -108,7 +108,16 @@ func (s *Source) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	for _, f := range s.feeds {
+	// The first request opens the connection that all others share; together each of them
+	// would open one.
+	first := s.feeds[0]
+	running.Go(func() { first.run(ctx) })
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-first.tried:
+	}
+	for _, f := range s.feeds[1:] {
 		running.Go(func() { f.run(ctx) })
 	}
 	for {

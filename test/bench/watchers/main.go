@@ -222,9 +222,12 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// poll asks every few milliseconds until ok, for some minutes at most.
+// patience bounds every wait.
+const patience = 15 * time.Minute
+
+// poll asks every few milliseconds until ok.
 func poll(ctx context.Context, what string, ok func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for !ok() {
 		select {
@@ -238,12 +241,24 @@ func poll(ctx context.Context, what string, ok func() bool) error {
 
 func (a *agents) synced(ctx context.Context) error {
 	done := 0
-	return poll(ctx, "agents synced", func() bool {
+	err := poll(ctx, "agents synced", func() bool {
 		for done < len(a.sources) && whole(a.sources[done].Status()) {
 			done++
 		}
 		return done == len(a.sources)
 	})
+	if err == nil {
+		return nil
+	}
+	missing := map[string]int{}
+	for _, s := range a.sources {
+		for _, w := range s.Status().Watches {
+			if w.Synced.IsZero() {
+				missing[w.Name+" "+w.Failing]++
+			}
+		}
+	}
+	return fmt.Errorf("%w; not synced are %v", err, missing)
 }
 
 // whole reports whether all watches of kinds that are installed stand.

@@ -301,6 +301,9 @@ func TestNarrow(t *testing.T) {
 		return last
 	}
 	before := settled()
+	if n := p.accepted.Load(); n != 1 {
+		t.Errorf("an agent opens %d connections", n)
+	}
 	var foreign strings.Builder
 	for i := range 50 {
 		foreign.WriteString(pod(i, "n2"))

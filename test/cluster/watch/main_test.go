@@ -239,6 +239,7 @@ type proxy struct {
 	cfg      *rest.Config
 	listener net.Listener
 	received atomic.Int64 // bytes towards the source
+	accepted atomic.Int64 // connections
 
 	mu    sync.Mutex
 	cut   bool
@@ -260,6 +261,7 @@ func newProxy(t testing.TB) *proxy {
 			if err != nil {
 				return
 			}
+			p.accepted.Add(1)
 			all.Go(func() { p.serve(c) })
 		}
 	})
