@@ -124,8 +124,8 @@ func (n *Node) boot(ctx context.Context) error {
 			"/etc/containerd/config.toml":  containerdConfig(),
 			"/etc/kubernetes/kubelet.yaml": n.kubeletConfig(),
 			"/etc/kubernetes/proxy.yaml":   n.proxyConfig(),
-			// Nothing beyond the cluster's own DNS is to be resolved.
-			"/etc/kubernetes/resolv.conf": "nameserver 127.0.0.1\n",
+			// Nobody answers there: names of registries are refused at once.
+			"/etc/resolv.conf": "nameserver 127.0.0.1\n",
 		},
 		// What kubelet and kube-proxy set and what is the whole computer's.
 		Masks: map[string]string{"vm.overcommit_memory": "1", "vm.panic_on_oom": "0", "kernel.panic": "10", "kernel.panic_on_oops": "1",
@@ -179,7 +179,7 @@ authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {c
 authorization: {mode: Webhook}
 clusterDNS: [%s]
 clusterDomain: cluster.local
-resolvConf: /etc/kubernetes/resolv.conf
+resolvConf: /etc/resolv.conf
 failSwapOn: false
 maxPods: 250
 imageGCHighThresholdPercent: 100

@@ -258,6 +258,10 @@ func bindDirs(cfg *initConfig) error {
 		if err := os.MkdirAll(path.Dir(file), 0o755); err != nil {
 			return err
 		}
+		// Not through a symbolic link, as /etc/resolv.conf often is one.
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return err
 		}
