@@ -146,7 +146,7 @@ func run(ctx context.Context, o options) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", e.name, err)
 		}
-		fmt.Printf("| %s | %s | %.1f | %s | %.1f ms |\n", e.name, r.requests, r.hearers, size(r.bytes), r.cpu*1000)
+		fmt.Printf("| %s | %s | %d | %s | %.1f ms |\n", e.name, r.requests, r.hearers, size(r.bytes), r.cpu*1000)
 	}
 	return nil
 }
