@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -123,6 +124,31 @@ func (c *Cluster) finishInstall(ctx context.Context) error {
 		return err
 	}
 	return c.AwaitReady(ctx)
+}
+
+// CausewayVersion is what the agents say that they are. It is an error if they differ.
+func (c *Cluster) CausewayVersion(ctx context.Context) (string, error) {
+	var version string
+	for _, n := range c.nodes {
+		out, err := n.Exec(ctx, "curl", "-sS", "--max-time", "5", "--unix-socket", "/run/causeway/agent.sock", "http://agent/status")
+		if err != nil {
+			return "", err
+		}
+		var status struct {
+			Version string `json:"version"`
+		}
+		if err := json.Unmarshal([]byte(out), &status); err != nil {
+			return "", fmt.Errorf("%s: agent's status: %w", n, err)
+		}
+		switch {
+		case status.Version == "":
+			return "", fmt.Errorf("%s: the agent's status names no version", n)
+		case version != "" && version != status.Version:
+			return "", fmt.Errorf("%s runs Causeway %s, nodes before it %s", n, status.Version, version)
+		}
+		version = status.Version
+	}
+	return version, nil
 }
 
 // AwaitReady waits until all nodes are Ready, the agents and the controllers are rolled

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,9 +53,7 @@ type options struct {
 
 func run(ctx context.Context, o options) (err error) {
 	cfg := cluster.Config{Name: "conformance", ProxyMode: o.proxyMode, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
-	if err := cluster.Down(ctx, cfg); err != nil { // of an interrupted run
-		return err
-	}
+	// It refuses when one of that name is up: that is another run's.
 	c, err := cluster.Up(ctx, cfg)
 	if err != nil {
 		return err
@@ -69,6 +68,10 @@ func run(ctx context.Context, o options) (err error) {
 		err = errors.Join(err, c.Down(over))
 	}()
 	if err := c.InstallManifest(ctx); err != nil {
+		return err
+	}
+	causeway, err := c.CausewayVersion(ctx)
+	if err != nil {
 		return err
 	}
 	if err := c.LoadImage(ctx, filepath.Join(cluster.Images(), "coredns.tar"), filepath.Join(cluster.Images(), "glibc-dns-testing.tar")); err != nil {
@@ -92,12 +95,16 @@ func run(ctx context.Context, o options) (err error) {
 		return errors.Join(specs, err)
 	}
 	fmt.Print(r.summary(), "\n")
-	if o.focus == focus {
+	switch {
+	case o.focus != focus:
+	case strings.HasSuffix(causeway, "-dirty"):
+		fmt.Printf("not recorded in %s: the agents run %s, which is no commit\n", o.record, causeway)
+	default:
 		version, err := c.Kubectl(ctx, "version", "-o", "json")
 		if err != nil {
 			return errors.Join(specs, err)
 		}
-		if err := r.record(ctx, o, version, start); err != nil {
+		if err := r.record(o, causeway, version, start); err != nil {
 			return errors.Join(specs, err)
 		}
 	}
