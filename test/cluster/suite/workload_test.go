@@ -198,6 +198,15 @@ func outside() []traffic.Endpoint {
 	return []traffic.Endpoint{{Space: c.Outside(), Addrs: []netip.Addr{netip.MustParseAddr(cluster.OutsideV4), netip.MustParseAddr(cluster.OutsideV6)}}}
 }
 
+// pingFrom returns nil when an address answers a place in the network.
+func pingFrom(ctx context.Context, from traffic.Space, to netip.Addr) error {
+	target := traffic.Endpoint{Space: c.Outside(), Addrs: []netip.Addr{to}} // only the address counts
+	if failed := traffic.PingAll(ctx, []traffic.Endpoint{{Space: from}}, []traffic.Endpoint{target}, traffic.PingConfig{}).Failed(); len(failed) > 0 {
+		return fmt.Errorf("%s -> %s: no answer", from, to)
+	}
+	return nil
+}
+
 // ping fails the test for every pair without an answer.
 func ping(t *testing.T, from, to []traffic.Endpoint) {
 	t.Helper()
