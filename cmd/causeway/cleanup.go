@@ -147,7 +147,8 @@ func removeRules(ctx context.Context, log *slog.Logger) (done []string, err erro
 }
 
 // removeFolder removes a folder and what is in it; last, which is held, goes at the end. A
-// folder that is a mount, as in a container, stays and is empty.
+// folder that is a mount, as in a container (whose root may be read-only), stays and is
+// empty.
 func removeFolder(dir, last string) (done []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -168,7 +169,7 @@ func removeFolder(dir, last string) (done []string, err error) {
 		}
 	}
 	err = os.Remove(dir)
-	if errors.Is(err, unix.EBUSY) {
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EROFS) {
 		err = nil
 		if len(entries) == 0 || len(entries) == 1 && entries[0].Name() == last {
 			return nil, errors.Join(errs...)

@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/causeway-net/causeway/cni-plugin/server"
@@ -17,6 +19,7 @@ import (
 	"github.com/causeway-net/causeway/internal/task"
 	"github.com/causeway-net/causeway/internal/watch/file"
 	watchkube "github.com/causeway-net/causeway/internal/watch/kube"
+	"github.com/causeway-net/causeway/internal/watch/last"
 	"github.com/causeway-net/causeway/ipam"
 	ipamfile "github.com/causeway-net/causeway/ipam/file"
 	ipamkube "github.com/causeway-net/causeway/ipam/kube"
@@ -28,7 +31,7 @@ const kubernetes = "kubernetes"
 // datastore is where objects come from and blocks are kept: a folder, or the Kubernetes
 // API. The rest of the agent does not know which.
 type datastore struct {
-	source  task.Task // publishes snapshots
+	tasks   []task.Task // they publish snapshots
 	store   ipam.Store
 	private bool // no other node sees the store
 	// resync and searchEvery are ipam's, where reading costs others something; 0: its own.
@@ -65,7 +68,7 @@ func openFolder(o options, log *slog.Logger, publish func(*model.Snapshot)) (*da
 	if err != nil {
 		return nil, err
 	}
-	return &datastore{source: source, store: store, private: !shared, trouble: func() error { return nil }}, nil
+	return &datastore{tasks: []task.Task{source}, store: store, private: !shared, trouble: func() error { return nil }}, nil
 }
 
 func openKubernetes(o options, log *slog.Logger, publish func(*model.Snapshot)) (*datastore, error) {
@@ -77,14 +80,16 @@ func openKubernetes(o options, log *slog.Logger, publish func(*model.Snapshot)) 
 	if err != nil {
 		return nil, err
 	}
+	memory := &memory{path: filepath.Join(o.runDir, "snapshot.json"), node: o.nodeName, log: log, publish: publish}
+	memory.keeper = last.NewKeeper(memory.path, o.nodeName, log)
 	source, err := watchkube.New(watchkube.Config{
-		Clients: clients, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: publish,
+		Clients: clients, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: memory.set,
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &datastore{
-		source: source, store: store, clients: clients, resync: ipamkube.Resync, searchEvery: ipamkube.SearchEvery,
+		tasks: []task.Task{source, memory.keeper, task.Func("memory", memory.run)}, store: store, clients: clients, resync: ipamkube.Resync, searchEvery: ipamkube.SearchEvery,
 		trouble: func() error { return watchTrouble(source.Status()) },
 		workload: func(ctx context.Context, namespace, pod, uid string) (server.Workload, error) {
 			w, err := source.Workload(ctx, namespace, pod, uid)
@@ -93,6 +98,52 @@ func openKubernetes(o options, log *slog.Logger, publish func(*model.Snapshot)) 
 			}, err
 		},
 	}, nil
+}
+
+// memory publishes the snapshot that an earlier agent left, when the Kubernetes API does
+// not answer soon: the node's peers forget it otherwise (I4). It stands in the run folder,
+// so that none is older than the node's last start.
+type memory struct {
+	path, node string
+	log        *slog.Logger
+	keeper     *last.Keeper
+	publish    func(*model.Snapshot)
+
+	mu    sync.Mutex // held while publishing
+	known bool       // the API has told
+}
+
+// memoryAfter is how long the API may take: less than it takes peers to forget a node.
+const memoryAfter = 5 * time.Second
+
+// set publishes what the API tells.
+func (m *memory) set(snap *model.Snapshot) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.known = true
+	m.publish(snap)
+	m.keeper.Set(snap)
+}
+
+func (m *memory) run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-time.After(memoryAfter):
+	}
+	m.mu.Lock()
+	if !m.known {
+		switch snap, err := last.Load(m.path, m.node); {
+		case err == nil:
+			m.log.Warn("the Kubernetes API does not answer; working from what an earlier agent knew")
+			m.publish(snap)
+		case !errors.Is(err, fs.ErrNotExist):
+			m.log.Warn("the Kubernetes API does not answer, and what an earlier agent knew cannot be used", "error", err)
+		}
+	}
+	m.mu.Unlock()
+	<-ctx.Done()
+	return nil
 }
 
 // clients are those of the agent's own account, or of --kubeconfig's user.

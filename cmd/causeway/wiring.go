@@ -199,12 +199,13 @@ func knownEndpoints(log *slog.Logger, procSys string, journaled []model.Endpoint
 // tasks are what lives as long as the agent.
 func (a *agent) tasks() []task.Task {
 	ts := []task.Task{
-		a.data.source, a.routes, a.links, a.bgp, a.cni, task.Func("ipam", a.ipam.Run), a.pulse, a.run,
+		a.routes, a.links, a.bgp, a.cni, task.Func("ipam", a.ipam.Run), a.pulse, a.run,
 		status.NewServer(status.Config{
 			Socket: filepath.Join(a.o.runDir, "agent.sock"), Health: a.o.healthAddress, Metrics: a.o.metricsAddress,
 			Read: a.status, Ready: a.ready, Live: a.pulse.live,
 		}),
 	}
+	ts = append(ts, a.data.tasks...)
 	if a.node != nil {
 		ts = append(ts, a.node)
 	}

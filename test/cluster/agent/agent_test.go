@@ -178,18 +178,24 @@ func TestAgents(t *testing.T) {
 			}
 			return ""
 		})
-		// An agent that starts now knows no pool and no peer. It leaves the kernel as it is.
+		// An agent that starts now works from what the one before knew: its peers hear of it
+		// before they forget it, and new pods get addresses of the stash.
 		n1.stop(unix.SIGKILL)
 		n1.start()
-		c.eventually("it is alive and not ready", func() string {
-			if code, body := n1.probe("/livez"); code != 200 {
-				return fmt.Sprint(code, body)
+		c.eventually("it is alive and ready, and its session is back", func() string {
+			for _, probe := range []string{"/livez", "/readyz"} {
+				if code, body := n1.probe(probe); code != 200 {
+					return fmt.Sprint(probe, code, body)
+				}
 			}
-			if code, body := n1.probe("/readyz"); code != 503 || !strings.Contains(body, "was not read yet") {
-				return fmt.Sprint(code, body)
+			st, err := n1.status()
+			if err != nil || len(st.Peers) != 1 || st.Peers[0].State != "Established" || st.Peers[0].Advertised == 0 {
+				return fmt.Sprintf("%v %+v", err, st.Peers)
 			}
 			return ""
 		})
+		late := n1.sandbox("late").add()
+		late.reaches(p2.addr)
 		c.must(server.StartAPI())
 		c.eventually("the status says that it is back", func() string {
 			if st, err := n1.status(); err != nil || st.Source.Error != "" || !st.Ready || len(st.Peers) != 1 || st.Peers[0].State != "Established" {
@@ -201,7 +207,7 @@ func TestAgents(t *testing.T) {
 		if got := transition(n1); got != before {
 			t.Errorf("the condition flipped: %s, was %s", got, before)
 		}
-		for _, p := range []*pod{known, unknown} {
+		for _, p := range []*pod{known, unknown, late} {
 			_, err := p.cni("del")
 			c.must(err)
 		}
