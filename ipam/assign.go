@@ -95,16 +95,13 @@ func (a *Allocator) assign(ctx context.Context, req model.AddressRequest) (model
 		return a.assignOutside(req)
 	}
 	wants, err := a.wants(req)
-	known := a.synced || a.state.whole
 	a.mu.Unlock()
 	if err != nil {
 		return model.Endpoint{}, err
 	}
-	if !known {
-		// The key's addresses may stand in a block and not in the lost journal.
-		if err := a.read(ctx); err != nil {
-			return model.Endpoint{}, err
-		}
+	// Also for this: the key's addresses may stand in a block and not in a lost journal.
+	if err := a.readFirst(ctx); err != nil {
+		return model.Endpoint{}, err
 	}
 	if ep, ok, err := a.adoptOrphan(req); ok || err != nil {
 		return ep, err

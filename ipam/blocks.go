@@ -189,20 +189,20 @@ func (a *Allocator) absorb(b *Block) {
 			gone = append(gone, addr)
 		case h.state == freeing:
 		case h.state == inUse && s.Handle == h.handle && s.Attrs[AttrInterface] == h.key.IfName:
-			h.written, h.lost = true, false
+			h.written, h.lost = true, ""
 		case h.state == inUse && (stash || s.Handle == h.handle):
 			h.written, dirty = false, true
 		case h.state == inUse && s.Handle == "":
 			if h.written {
 				a.log.Error("block lost the address of a pod; marking it again", "block", b.CIDR.String(), "address", addr.String(), "key", h.key.String())
 			}
-			h.written, h.lost, dirty = false, false, true
+			h.written, h.lost, dirty = false, "", true
 		case h.state == inUse:
-			if !h.lost {
+			if h.lost == "" {
 				a.log.Error("address of a pod of this node is given to another holder in its block; delete one of the two pods",
 					"block", b.CIDR.String(), "address", addr.String(), "key", h.key.String(), "holder", s.Handle, "node", s.Attrs[AttrNode])
 			}
-			h.written, h.lost = false, true
+			h.written, h.lost = false, holder(s)
 		case stash || h.taken:
 			// Stashed, as it should be; or an Assign has it and will mark it again.
 		case s.Handle != "" && s.Attrs[AttrNode] == a.cfg.Node:

@@ -16,6 +16,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -116,8 +118,13 @@ type Allocator struct {
 	orphans map[netip.Addr]orphan
 	dirty   map[netip.Prefix]struct{} // blocks that do not yet say what state says
 	synced  bool                      // this node's blocks were read since New
-	adopt   bool                      // an unknown stash mark of ours can be believed to be unused
-	closed  bool
+	// doubts counts the times at which a snapshot showed that others may have freed what is
+	// ours: this node was gone, or a block in which it has addresses. settled is what doubts
+	// was when the last reading of the blocks began; while they differ no address is given.
+	doubts, settled uint64
+	unreadAt        time.Time // when the blocks could last not be read
+	adopt           bool      // an unknown stash mark of ours can be believed to be unused
+	closed          bool
 
 	// What follows belongs to the holder of the writer's token, and of mu as well where
 	// it is changed; so either suffices for reading.
@@ -183,14 +190,47 @@ func (a *Allocator) Close() error {
 	return a.journal.close()
 }
 
-// Set gives the Allocator the pools, the IPAM configuration, the reservations and this
-// node's labels. It returns at once; Run acts on what has changed.
+// Set gives the Allocator the pools, the IPAM configuration, the reservations, this node's
+// labels, and which blocks the datastore shows as this node's. It returns at once; Run acts
+// on what has changed.
 func (a *Allocator) Set(s *model.Snapshot) {
 	a.mu.Lock()
+	old := a.snap
 	a.snap = s
-	a.sortStash()
+	if a.displaced(old, s) {
+		a.doubts++
+		a.log.Warn("this node or a block in which it has addresses was gone; its blocks are read before another address is given")
+	}
+	if !sameRules(old, s, a.cfg.Node) {
+		a.sortStash()
+	}
 	a.mu.Unlock()
 	a.wake()
+}
+
+// displaced reports whether this node, or a block in which it has addresses, was there in
+// the old snapshot and is not in the new one. Then others, such as the controller, may have
+// freed addresses that the stash still has, and given them to somebody else. a.mu is held.
+func (a *Allocator) displaced(old, now *model.Snapshot) bool {
+	if old == nil {
+		return false
+	}
+	if old.Node(a.cfg.Node) != nil && now.Node(a.cfg.Node) == nil {
+		return true
+	}
+	return slices.ContainsFunc(old.Blocks, func(b model.Block) bool {
+		return len(a.state.byBlock[b.CIDR]) > 0 && !slices.Contains(now.Blocks, b)
+	})
+}
+
+// sameRules reports whether both snapshots say the same of what a stash may serve. Another
+// node that comes or changes, as some node of a large cluster always does, sorts nothing.
+func sameRules(x, y *model.Snapshot, node string) bool {
+	if x == nil || y == nil {
+		return x == y
+	}
+	return reflect.DeepEqual(x.Node(node), y.Node(node)) && x.IPAM == y.IPAM &&
+		slices.Equal(x.Reservations, y.Reservations) && reflect.DeepEqual(x.Pools, y.Pools)
 }
 
 // Endpoint returns the endpoint with that key.

@@ -78,34 +78,6 @@ func unusable(p *model.Pool, node *model.Node, private bool) error {
 	return nil
 }
 
-// Problems lists the pools that would serve this node if the folder were not private to it
-// (DESIGN: in such a folder nothing else keeps two nodes from claiming the same block).
-func (a *Allocator) Problems() []model.Problem {
-	a.mu.Lock()
-	snap := a.snap
-	a.mu.Unlock()
-	if snap == nil || !a.cfg.Private {
-		return nil
-	}
-	node := snap.Node(a.cfg.Node)
-	if node == nil {
-		return nil
-	}
-	var out []model.Problem
-	for i := range snap.Pools {
-		p := &snap.Pools[i]
-		if unusable(p, node, false) != nil || pinned(p, node) {
-			continue
-		}
-		out = append(out, model.Problem{
-			Object: model.Object{Kind: "IPPool", Name: p.Name}, Field: ".spec.nodeSelector", Ignored: true,
-			Message: fmt.Sprintf("is %q; in a folder that is private to node %s a pool serves only when it names the node alone (%s == %q); declare a folder that several nodes see with ?shared=true",
-				p.NodeSelector, node.Name, hostnameLabel, node.Name),
-		})
-	}
-	return out
-}
-
 func pinned(p *model.Pool, node *model.Node) bool {
 	s, ok := p.NodeSelector.(pin)
 	if !ok {

@@ -21,6 +21,9 @@ const (
 // resync reads this node's blocks, and those in which it has addresses, and compares them
 // with the state.
 func (a *Allocator) resync(ctx context.Context) error {
+	a.mu.Lock()
+	doubts := a.doubts
+	a.mu.Unlock()
 	list, err := Collect(a.cfg.Store.List(ctx, Query{Owner: a.cfg.Node}))
 	if err == nil {
 		var borrowed []*Block
@@ -80,7 +83,7 @@ func (a *Allocator) resync(ctx context.Context) error {
 			p.errAt = time.Time{}
 		}
 	}
-	a.synced, a.adopt, a.lastSync = true, true, a.cfg.Now()
+	a.synced, a.adopt, a.settled, a.lastSync = true, true, doubts, a.cfg.Now()
 	if len(a.orphans) == 0 && !a.state.whole {
 		a.record(record{Kind: recWhole})
 	}

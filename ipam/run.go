@@ -15,6 +15,7 @@ const (
 	storeTimeout = 10 * time.Second // of a pass of Run
 	minBackoff   = 100 * time.Millisecond
 	maxBackoff   = 15 * time.Second
+	readPatience = 3 * time.Second // for which the first ADD of a restarted agent waits for the Store
 )
 
 // Run does what need not be done while an ADD or DEL waits: it reads the Store, refills
@@ -95,7 +96,7 @@ func (a *Allocator) gather(ctx context.Context, timer *time.Timer) {
 func (a *Allocator) patience() time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.synced || len(a.lowPools()) > 0 {
+	if !a.sure() || len(a.lowPools()) > 0 {
 		return a.cfg.Batch
 	}
 	for _, p := range a.pools {
@@ -133,6 +134,7 @@ func (a *Allocator) pass(ctx context.Context) error {
 	a.mu.Lock()
 	ready := a.snap != nil
 	closed := a.closed
+	sure := a.sure()
 	a.mu.Unlock()
 	if closed {
 		return ErrClosed
@@ -140,7 +142,7 @@ func (a *Allocator) pass(ctx context.Context) error {
 	if !ready {
 		return nil // Set pokes
 	}
-	if !a.synced || a.cfg.Now().Sub(a.lastSync) >= a.cfg.Resync/2 {
+	if !sure || a.cfg.Now().Sub(a.lastSync) >= a.cfg.Resync/2 {
 		if err := a.resync(ctx); err != nil {
 			return err
 		}
@@ -166,7 +168,39 @@ func (a *Allocator) Flush(ctx context.Context, resync bool) error {
 	return a.tidy(ctx)
 }
 
-// read makes sure that this node's blocks were read since New.
+// sure reports whether this node's blocks were read since New, and since a snapshot last
+// gave reason to doubt what was read. a.mu is held.
+func (a *Allocator) sure() bool { return a.synced && a.settled == a.doubts }
+
+// readFirst reads this node's blocks before an address is given, if they were not read
+// since New or are in doubt: a node that was gone for long may find that its stash was
+// freed, and that others have what its journal has.
+//
+// With the Store away a whole journal that nothing contradicts is believed, so that a
+// restarted agent serves all the same.
+func (a *Allocator) readFirst(ctx context.Context) error {
+	a.mu.Lock()
+	sure := a.sure()
+	doubtful := a.settled != a.doubts || !a.synced && !a.state.whole
+	away := a.cfg.Now().Sub(a.unreadAt) < recent
+	a.mu.Unlock()
+	if sure || away && !doubtful {
+		return nil
+	}
+	if doubtful {
+		return a.read(ctx)
+	}
+	limited, cancel := context.WithTimeout(ctx, readPatience)
+	defer cancel()
+	if err := a.read(limited); err != nil {
+		a.mu.Lock()
+		a.unreadAt = a.cfg.Now()
+		a.mu.Unlock()
+	}
+	return ctx.Err()
+}
+
+// read makes sure that this node's blocks were read since New, and since they were in doubt.
 func (a *Allocator) read(ctx context.Context) error {
 	if err := a.lockWriter(ctx); err != nil {
 		return err
@@ -176,7 +210,10 @@ func (a *Allocator) read(ctx context.Context) error {
 }
 
 func (a *Allocator) ensureRead(ctx context.Context) error {
-	if a.synced {
+	a.mu.Lock()
+	sure := a.sure()
+	a.mu.Unlock()
+	if sure {
 		return nil
 	}
 	if err := a.resync(ctx); err != nil {

@@ -30,10 +30,10 @@ type hold struct {
 	at     time.Time           // freeing: when it was released; zero when it was never used
 
 	// What follows is not in the journal.
-	taken   bool // stashed, or freeing if it was named: an Assign is about to use it
-	queued  bool // stashed: stands in its pool's stash
-	written bool // inUse: the block says so
-	lost    bool // inUse: the block gives the address to someone else
+	taken   bool   // stashed, or freeing if it was named: an Assign is about to use it
+	queued  bool   // stashed: stands in its pool's stash
+	written bool   // inUse: the block says so
+	lost    string // inUse: to whom else the block gives the address
 }
 
 // attached is an endpoint and where its addresses lie.
