@@ -138,7 +138,7 @@ func translate(cidr netip.Prefix, err error) error {
 		return nil
 	case apierrors.IsAlreadyExists(err):
 		kind = ipam.ErrExists
-	case apierrors.IsNotFound(err):
+	case isGone(v3.BlockName(cidr), err):
 		kind = ipam.ErrNotFound
 	case apierrors.IsConflict(err):
 		kind = ipam.ErrConflict
@@ -146,6 +146,19 @@ func translate(cidr netip.Prefix, err error) error {
 		return fmt.Errorf("IPAMBlock %s: %w", v3.BlockName(cidr), err)
 	}
 	return fmt.Errorf("block %s: %w", cidr, kind)
+}
+
+// isGone reports whether the API server says that the object of this name does not exist.
+// It answers 404, too, while the CRD is not there or another server has the API group, and
+// so does a proxy that is lost: none of these knows anything of the block. What is no answer
+// of the API's, client-go marks so.
+func isGone(name string, err error) bool {
+	var status apierrors.APIStatus
+	if !apierrors.IsNotFound(err) || !errors.As(err, &status) {
+		return false
+	}
+	d := status.Status().Details
+	return d != nil && d.Name == name && d.Group == v3.GroupName && !apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
 }
 
 // Create claims a block: ipam.Store.
@@ -201,7 +214,7 @@ func (s *Store) Update(ctx context.Context, b *ipam.Block) error {
 	body, err := send(ctx, s.cfg.Clients.V3.Put().Name(old.name).Body(data))
 	if apierrors.IsConflict(err) {
 		// The API server says the same of an object that is gone.
-		if _, gone := send(ctx, s.cfg.Clients.V3.Get().Name(old.name)); apierrors.IsNotFound(gone) {
+		if _, gone := send(ctx, s.cfg.Clients.V3.Get().Name(old.name)); isGone(old.name, gone) {
 			err = gone
 		}
 	}
