@@ -110,8 +110,7 @@ func Start(dir string, extra ...string) (*Server, error) {
 	if err := s.writeKeys(); err != nil {
 		return nil, err
 	}
-	if err := s.start("etcd", "--data-dir", filepath.Join(dir, "etcd"), "--unsafe-no-fsync", "--log-level", "error",
-		"--listen-client-urls", "http://127.0.0.1:2379", "--advertise-client-urls", "http://127.0.0.1:2379", "--listen-peer-urls", "http://127.0.0.1:2380"); err != nil {
+	if err := s.startEtcd(); err != nil {
 		return nil, err
 	}
 	s.Config = &rest.Config{
@@ -123,6 +122,11 @@ func Start(dir string, extra ...string) (*Server, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+func (s *Server) startEtcd() error {
+	return s.start("etcd", "--data-dir", filepath.Join(s.dir, "etcd"), "--unsafe-no-fsync", "--log-level", "error",
+		"--listen-client-urls", "http://127.0.0.1:2379", "--advertise-client-urls", "http://127.0.0.1:2379", "--listen-peer-urls", "http://127.0.0.1:2380")
 }
 
 func (s *Server) writeKeys() error {
