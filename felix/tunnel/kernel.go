@@ -232,9 +232,13 @@ func (o *op) harmless(err error) bool {
 	return false
 }
 
-// lostLink reports whether err says that the link is gone, or another made meanwhile.
+// lostLink reports whether err may mean that the link is gone, or that another was made
+// meanwhile, so that a second look is worth it.
 func (o *op) lostLink(err error) bool {
-	if o.verb == sysctl {
+	switch o.verb {
+	case linkAdd:
+		return errors.Is(err, unix.EEXIST)
+	case sysctl:
 		return errors.Is(err, os.ErrNotExist) && o.kind.is4() // every link has those of IPv4
 	}
 	return errors.Is(err, unix.ENODEV)

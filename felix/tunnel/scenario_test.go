@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -24,12 +23,9 @@ func kindsOf(w world) []Kind {
 func removed(t *testing.T, w world) {
 	t.Helper()
 	w.run(func() {
-		d := w.devices(discard)
-		d.Set(nil)
-		if err := d.apply(context.Background(), true); err != nil {
+		if err := w.remove(); err != nil {
 			t.Errorf("remove: %v", err)
 		}
-		d.closeKernel()
 	})
 	want(t, w, nil, "removed")
 }
@@ -183,12 +179,9 @@ func TestForeignTunl0(t *testing.T) {
 		}
 		stop()
 		w.run(func() {
-			d := w.devices(discard)
-			d.Set(nil)
-			if err := d.apply(context.Background(), true); err != nil {
+			if err := w.remove(); err != nil {
 				t.Error(err)
 			}
-			d.closeKernel()
 		})
 		got := strings.Join(w.dump(), "\n")
 		if !strings.Contains(got, "up=true") || !strings.Contains(got, theirs.String()) || strings.Contains(got, "10.244.0.1") || strings.Contains(got, `"causeway"`) {

@@ -157,8 +157,9 @@ func (d *Devices) Run(ctx context.Context) error {
 }
 
 // Remove takes away what an agent left, marks and all: for cleaning a node up.
-func Remove(ctx context.Context, cfg Config) error {
-	d := New(cfg)
+func Remove(ctx context.Context, cfg Config) error { return New(cfg).remove(ctx) }
+
+func (d *Devices) remove(ctx context.Context) error {
 	defer d.closeKernel()
 	d.Set(nil)
 	return d.apply(ctx, true)

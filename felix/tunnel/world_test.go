@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +26,7 @@ type world interface {
 	harm(op)    // done by somebody else
 	dump() []string
 	hasIPIP() bool
+	remove() error // Remove, called on a thread of the world
 }
 
 // worlds runs a scenario over the fake and over the real kernel.
@@ -45,12 +45,14 @@ type fakeWorld struct{ *fakeKernel }
 
 func (w *fakeWorld) devices(log *slog.Logger) *Devices {
 	d := New(Config{Log: log, Resync: time.Hour})
+	d.loop.MaxBackoff = 10 * time.Millisecond
 	d.open = func() (kernel, error) { return fakeSeam{w.fakeKernel}, nil }
 	d.listen = w.listen
 	return d
 }
 
 func (w *fakeWorld) run(f func())  { f() }
+func (w *fakeWorld) remove() error { return w.devices(discard).remove(context.Background()) }
 func (w *fakeWorld) hasIPIP() bool { return !w.noIPIP }
 
 // netns is a network namespace and a thread in it.
@@ -141,6 +143,8 @@ func (n *netns) run(f func()) {
 func (n *netns) hasIPIP() bool { return n.ipip }
 
 func (n *netns) devices(log *slog.Logger) *Devices { return New(Config{Log: log, Resync: time.Hour}) }
+
+func (n *netns) remove() error { return Remove(context.Background(), Config{Log: discard}) }
 
 // try runs ip(8) or bridge(8) inside.
 func (n *netns) try(program, args string) (string, error) {
@@ -382,6 +386,3 @@ func wait(t testing.TB, d *Devices) error {
 	}
 	return err
 }
-
-// logTo keeps what is logged.
-func logTo(b *bytes.Buffer) *slog.Logger { return slog.New(slog.NewTextHandler(b, nil)) }
