@@ -10,7 +10,7 @@ KUBERNETES_PACKAGES := gcc libc6-dev busybox-static runc iproute2 iptables nftab
   curl netcat-openbsd socat bind9-dnsutils iperf
 PACKAGES := gcc libc6-dev iproute2 iptables nftables ipset conntrack iputils-ping tcpdump procps bird2 frr gobgpd graphviz
 
-.PHONY: kubernetes cluster-up cluster-down test-cluster conformance
+.PHONY: kubernetes cluster-up cluster-down test-cluster bench-cluster conformance
 .PHONY: all build plugins deps test race bench demo lint clean generate manifests image
 
 all: build
@@ -62,6 +62,10 @@ cluster-down:
 ## test-cluster: everything that needs the Kubernetes API, then Causeway on the whole cluster
 test-cluster: kubernetes image plugins
 	deploy/scripts/test-cluster
+
+## bench-cluster: CNI ADD and the API server's load on the cluster, into docs/benchmarks.md (5 minutes)
+bench-cluster: kubernetes image plugins
+	$(GO) run ./test/cluster/bench --command 'make bench-cluster'
 
 ## conformance: upstream's network specs against Causeway on the cluster, for docs/conformance.md
 conformance: kubernetes image
