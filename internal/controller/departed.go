@@ -124,17 +124,23 @@ type swept struct {
 }
 
 // sweep returns b without what the node left behind and nobody claims. A block of a node
-// that is gone loses its owner, unless a pod there claims an address of it: as long as one
-// lives, its node may be alive and tell of the block.
+// that is gone loses its owner and the stash, unless a pod there claims an address of it: as
+// long as one lives, its node may be alive, tell of the block and give pods what is put by.
 func sweep(b *ipam.Block, node string, p presence, c claims, now time.Time, cooldown time.Duration) swept {
 	next := b.Clone()
 	var out swept
+	var lost []int
 	for i, s := range b.Slots {
-		if !left(s, node, p) {
-			continue
-		}
-		if c.hold(b.Addr(i), s) {
+		switch {
+		case !left(s, node, p):
+		case c.hold(b.Addr(i), s):
 			out.held++
+		default:
+			lost = append(lost, i)
+		}
+	}
+	for _, i := range lost {
+		if out.held > 0 && strings.HasPrefix(b.Slots[i].Handle, ipam.StashPrefix) {
 			continue
 		}
 		free(next, i, now, cooldown)

@@ -93,6 +93,7 @@ func TestSweep(t *testing.T) {
 		"a pod that lives on, by address":                   {"a", "a/p a/q", gone, pods("other=10.0.0.1"), "a: - a/q", 1},
 		"a pod that lives on, by name, without address yet": {"a", "a/p a/q", gone, pods("q="), "a: - a/q", 1},
 		"a pod that has run to its end":                     {"a", "a/p", gone, pods("p=10.0.0.0!"), ":", 0},
+		"a pod that lives on, and the stash of its node":    {"a", "a a/p a/q", gone, pods("p="), "a: a a/p", 1},
 		"all of them live on":                               {"a", "a/p", gone, pods("p=10.0.0.0"), "", 1},
 		"an address without a holder that we know":          {"a", "!windows-reserved a/p", gone, claims{}, ": !windows-reserved", 0},
 		"nothing of it":                                     {"b", "b b/q -", gone, claims{}, "", 0},
@@ -196,7 +197,7 @@ func TestSweepWalk(t *testing.T) {
 		}
 		for i, s := range b.Slots {
 			freed := s.Handle != "" && next.Slots[i].Handle == ""
-			mine := holderNode(s) == "a" && !c.hold(b.Addr(i), s)
+			mine := holderNode(s) == "a" && !c.hold(b.Addr(i), s) && (got.held == 0 || !strings.HasPrefix(s.Handle, ipam.StashPrefix))
 			switch {
 			case freed && !mine:
 				t.Fatalf("slot %d (%s) of %q was freed; pods %v", i, words[i], words, live)
@@ -250,7 +251,7 @@ func TestCompose(t *testing.T) {
 
 func TestLedger(t *testing.T) {
 	var log []string
-	l := newLedger(discard, func(old, now *entry) {
+	l := newLedger(discard, time.Now, func(old, now *entry) {
 		say := func(e *entry) string {
 			if e == nil {
 				return "-"
@@ -268,7 +269,7 @@ func TestLedger(t *testing.T) {
 	if len(l.ofNode("b")) != 1 || len(l.ofNode("a")) != 1 || len(l.nodes()) != 2 {
 		t.Errorf("nodes %v", l.nodes())
 	}
-	l.put(o("9", testBlock("a", "a/p")))
+	l.written(o("9", testBlock("a", "a/p")))
 	l.put(o("7", testBlock("a", "a/p b/q"))) // the watch is behind our own write
 	if len(l.ofNode("b")) != 0 {
 		t.Error("an older version took a newer one's place")

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -26,12 +27,14 @@ type entry struct {
 	nodes    []string               // that own it or hold an address in it
 	services []types.NamespacedName // that hold an address in it
 	tally    tally
+	wrote    time.Time // when this controller wrote this version; zero when the watch told it
 }
 
 // ledger is what the controller knows of all blocks: the watch's, and what it wrote
 // itself. Its index makes the cost of a change that of the block.
 type ledger struct {
 	log *slog.Logger
+	now func() time.Time
 	// changed is called under the lock, so that changes come in order, with what a block
 	// was and is; nil for none. It must not call the ledger.
 	changed func(old, now *entry)
@@ -42,9 +45,9 @@ type ledger struct {
 	byService map[types.NamespacedName]map[string]bool
 }
 
-func newLedger(log *slog.Logger, changed func(old, now *entry)) *ledger {
+func newLedger(log *slog.Logger, now func() time.Time, changed func(old, now *entry)) *ledger {
 	return &ledger{
-		log: log, changed: changed, entries: map[string]*entry{},
+		log: log, now: now, changed: changed, entries: map[string]*entry{},
 		byNode: map[string]map[string]bool{}, byService: map[types.NamespacedName]map[string]bool{},
 	}
 }
@@ -88,16 +91,27 @@ func older(a, b string) bool {
 	return err1 == nil && err2 == nil && x < y
 }
 
-// put takes note of a version of a block, unless a newer one is known.
-func (l *ledger) put(o *v3.IPAMBlock) {
+// watchLag is how far the watch may be behind what this controller wrote itself.
+const watchLag = time.Minute
+
+// put takes note of a version of a block that the watch told. It may be older than what was
+// just written here, which is known already. Otherwise an older version is the truth: the
+// API server came back from a backup.
+func (l *ledger) put(o *v3.IPAMBlock) { l.note(o, time.Time{}) }
+
+// written takes note of what this controller wrote.
+func (l *ledger) written(o *v3.IPAMBlock) { l.note(o, l.now()) }
+
+func (l *ledger) note(o *v3.IPAMBlock, wrote time.Time) {
 	e, err := newEntry(o)
+	e.wrote = wrote
 	if err != nil {
 		l.log.Warn("block makes no sense and is left alone; delete it by hand when no pod uses its addresses", "block", o.Name, "error", err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	old := l.entries[o.Name]
-	if old != nil && old.obj.UID == o.UID && older(o.ResourceVersion, old.obj.ResourceVersion) {
+	if old != nil && old.obj.UID == o.UID && older(o.ResourceVersion, old.obj.ResourceVersion) && l.now().Sub(old.wrote) < watchLag {
 		return
 	}
 	l.unindex(old)

@@ -240,7 +240,7 @@ func (a *assigner) mark(ctx context.Context, svc *corev1.Service, c choice) erro
 	if err != nil {
 		return err
 	}
-	a.ledger.put(o)
+	a.ledger.written(o)
 	a.log.Info("address given to a Service", "service", keyOf(svc).String(), "address", c.addr.String(), "block", c.cidr.String())
 	return nil
 }
@@ -270,7 +270,7 @@ func (a *assigner) release(ctx context.Context, key types.NamespacedName, in []h
 		} else if err != nil {
 			return err
 		}
-		a.ledger.put(o)
+		a.ledger.written(o)
 		a.log.Info("addresses of a Service freed", "service", key.String(), "addresses", byBlock[name], "block", e.cidr.String())
 	}
 	return nil

@@ -198,7 +198,7 @@ func TestChooseWalk(t *testing.T) {
 	v := newView([]*v3.IPPool{lbPool("p", "10.0.0.0/27", 29)}, nil,
 		[]*v3.IPReservation{{ObjectMeta: metav1.ObjectMeta{Name: "r"}, Spec: v3.IPReservationSpec{ReservedCIDRs: []string{"10.0.0.8/29", "10.0.0.17/32"}}}}, nil)
 	const usable = 32 - 8 - 1
-	l := newLedger(discard, func(_, _ *entry) {})
+	l := newLedger(discard, t0.UTC, func(_, _ *entry) {})
 	holds := map[netip.Addr]bool{}
 	store := func(b *ipam.Block) { l.put(manifest.ToV3(b, 0)) }
 	for step := range 3000 {

@@ -245,7 +245,7 @@ func (s *sweeper) sweepBlock(ctx context.Context, e *entry, node string, p prese
 	} else {
 		o, uerr := s.blocks.update(ctx, e.obj, w.block)
 		if err = uerr; err == nil {
-			s.ledger.put(o)
+			s.ledger.written(o)
 		}
 	}
 	if err != nil {

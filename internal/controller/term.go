@@ -72,7 +72,7 @@ func newTerm(cfg Config, counts *counters) (*term, error) {
 	t.reservations = inform(&v3.IPReservation{}, trim, kubeapi.NewResource[v3.IPReservation, v3.IPReservationList](c.V3, "ipreservations", "").Source(nil))
 	t.kcc = inform(&v3.KubeControllersConfiguration{}, trim,
 		kubeapi.NewResource[v3.KubeControllersConfiguration, v3.KubeControllersConfigurationList](c.V3, "kubecontrollersconfigurations", "").Source(nil))
-	t.ledger = newLedger(t.log, func(old, now *entry) {
+	t.ledger = newLedger(t.log, cfg.Now, func(old, now *entry) {
 		t.sweeper.blockChanged(old, now)
 		t.reporter.blockChanged(old, now)
 		t.assigner.blockChanged(old, now)
