@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -122,8 +123,12 @@ func (f *fakeKernel) tellNeigh(typ uint16, l *fakeLink, bridge bool, dst netip.A
 	}
 	binary.NativeEndian.PutUint32(b[4:], uint32(l.index))
 	binary.NativeEndian.PutUint16(b[8:], unix.NUD_PERMANENT)
-	b = append(b, attr(1, dst.AsSlice())...) // NDA_DST
-	f.notify(typ, append(b, attr(2, m[:])...))
+	b = append(b, attr(netlink.NDA_LLADDR, m[:])...)
+	if bridge { // as older kernels do: once without what it is about
+		f.notify(typ, b)
+	}
+	b = append(b, attr(netlink.NDA_DST, dst.AsSlice())...)
+	f.notify(typ, append(b, attr(netlink.NDA_CACHEINFO, make([]byte, 16))...))
 }
 
 func (f *fakeKernel) byIndex(o *op) (*fakeLink, error) {

@@ -21,6 +21,9 @@ type neighMsg struct {
 	dst    netip.Addr // neighbour: its address; FDB: the underlay
 	mac    mac
 	odd    bool // has attributes that ours never have: a VNI, a port, a link, a nexthop of its own
+	// full: it comes with NDA_CACHEINFO. Older kernels (6.1, not 6.18) tell of every FDB entry twice,
+	// by vxlan and by rtnetlink itself, which knows nothing but the MAC (rtnl_fdb_notify).
+	full bool
 }
 
 // parseNeigh reads struct ndmsg and its attributes.
@@ -40,6 +43,8 @@ func parseNeigh(b []byte) (m neighMsg, ok bool) {
 			}
 		case netlink.NDA_VNI, netlink.NDA_PORT, netlink.NDA_IFINDEX, netlink.NDA_SRC_VNI, netlink.NDA_NH_ID:
 			m.odd = true
+		case netlink.NDA_CACHEINFO:
+			m.full = true
 		}
 	})
 	return m, true

@@ -81,7 +81,7 @@ func (in *inbox) put(typ uint16, body []byte) bool {
 		return in.raise(doubtLink, index, "")
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		m, ok := parseNeigh(body)
-		if !ok {
+		if !ok || m.family == unix.AF_BRIDGE && !m.full {
 			return false
 		}
 		for k, index := range in.index {
