@@ -2,8 +2,6 @@ package controller
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -17,22 +15,13 @@ import (
 	v3 "github.com/causeway-net/causeway/api/v3"
 	"github.com/causeway-net/causeway/internal/kubeapi"
 	"github.com/causeway-net/causeway/ipam"
+	"github.com/causeway-net/causeway/ipam/kube"
 	"github.com/causeway-net/causeway/ipam/manifest"
 )
 
 // loadBalancerAffinity is the affinity of blocks whose addresses Services get, as Calico
 // has it.
 const loadBalancerAffinity = "virtual:load-balancer"
-
-// borrowerPrefix begins the label of a block in which a node holds addresses of a block
-// that is not its own.
-const borrowerPrefix = "causeway-net.github.io/borrower-"
-
-// borrowerLabel is the label for one node.
-func borrowerLabel(node string) string {
-	sum := sha256.Sum256([]byte(node))
-	return borrowerPrefix + hex.EncodeToString(sum[:8])
-}
 
 // free frees slot i. With a cooldown it rests from now on.
 func free(b *ipam.Block, i int, now time.Time, cooldown time.Duration) {
@@ -115,10 +104,10 @@ func relabel(o *v3.IPAMBlock, b *ipam.Block) {
 	hold := map[string]bool{}
 	for _, s := range b.Slots {
 		if node := holderNode(s); node != "" && node != b.Node() {
-			hold[borrowerLabel(node)] = true
+			hold[kube.BorrowerLabel(node)] = true
 		}
 	}
-	maps.DeleteFunc(o.Labels, func(k, _ string) bool { return strings.HasPrefix(k, borrowerPrefix) && !hold[k] })
+	maps.DeleteFunc(o.Labels, func(k, _ string) bool { return strings.HasPrefix(k, kube.BorrowerPrefix) && !hold[k] })
 }
 
 // blockClient writes blocks.

@@ -81,6 +81,7 @@ type Controller struct {
 	mu      sync.Mutex
 	term    *term // while this replica leads
 	contact bool  // the Lease was read at least once
+	won     bool  // the Lease is this replica's, so that term is there or about to be
 }
 
 // New makes a replica. Nothing is read yet.
@@ -141,10 +142,14 @@ func (c *Controller) compete(ctx context.Context) error {
 					giveBack()
 				})
 			},
-			OnStoppedLeading: func() {},
+			OnStoppedLeading: func() {
+				c.mu.Lock()
+				c.won = false
+				c.mu.Unlock()
+			},
 			OnNewLeader: func(id string) {
 				c.mu.Lock()
-				c.contact = true
+				c.contact, c.won = true, id == c.cfg.Identity
 				c.mu.Unlock()
 				c.log.Info("leader", "identity", id, "self", id == c.cfg.Identity)
 			},
@@ -203,11 +208,13 @@ func (c *Controller) Live() error { return c.dog.Check(nil) }
 // Ready says why this replica does not do its work, or nil. One that stands by is ready.
 func (c *Controller) Ready() error {
 	c.mu.Lock()
-	t, contact := c.term, c.contact
+	t, contact, won := c.term, c.contact, c.won
 	c.mu.Unlock()
 	switch {
 	case t != nil:
 		return t.ready()
+	case won:
+		return fmt.Errorf("lease %s/%s was just taken; nothing was read yet", c.cfg.Namespace, Name)
 	case !contact:
 		return fmt.Errorf("lease %s/%s was not read yet", c.cfg.Namespace, Name)
 	}

@@ -13,6 +13,7 @@ import (
 
 	v3 "github.com/causeway-net/causeway/api/v3"
 	"github.com/causeway-net/causeway/ipam"
+	"github.com/causeway-net/causeway/ipam/kube"
 	"github.com/causeway-net/causeway/ipam/manifest"
 )
 
@@ -220,7 +221,7 @@ func TestSweepWalk(t *testing.T) {
 func TestCompose(t *testing.T) {
 	b := testBlock("a", "a/p b/q -")
 	old := manifest.ToV3(b, 41)
-	old.Labels = map[string]string{"x": "y", borrowerLabel("b"): "", borrowerLabel("c"): ""}
+	old.Labels = map[string]string{"x": "y", kube.BorrowerLabel("b"): "", kube.BorrowerLabel("c"): ""}
 	old.Annotations = map[string]string{"k": "v"}
 	old.ResourceVersion, old.Spec.StrictAffinity = "7", true
 	old.Spec.SequenceNumberForAllocation = map[string]uint64{"0": 3, "1": 4}
@@ -234,10 +235,10 @@ func TestCompose(t *testing.T) {
 	case fmt.Sprint(got.Spec.SequenceNumberForAllocation) != "map[1:4 2:42]":
 		t.Errorf("sequenceNumberForAllocation: %v", got.Spec.SequenceNumberForAllocation)
 	}
-	if _, ok := got.Labels[borrowerLabel("b")]; !ok {
+	if _, ok := got.Labels[kube.BorrowerLabel("b")]; !ok {
 		t.Error("the label of a borrower is gone")
 	}
-	if _, ok := got.Labels[borrowerLabel("c")]; ok {
+	if _, ok := got.Labels[kube.BorrowerLabel("c")]; ok {
 		t.Error("the label of one that borrows nothing is left")
 	}
 	back, err := manifest.FromV3(got)

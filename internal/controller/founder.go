@@ -53,7 +53,6 @@ type founder struct {
 	cfg   Config
 	log   *slog.Logger
 	nodes cache.SharedIndexInformer
-	pools cache.SharedIndexInformer
 	event eventFunc
 
 	tierClient kubeapi.Resource[*v3.Tier, *v3.TierList]
@@ -71,7 +70,7 @@ type founder struct {
 func newFounder(t *term) *founder {
 	c := t.cfg.Clients.V3
 	f := &founder{
-		cfg: t.cfg, log: t.log, nodes: t.nodes, pools: t.pools, failure: errors.New("which pools the cluster begins with was not decided yet"),
+		cfg: t.cfg, log: t.log, nodes: t.nodes, failure: errors.New("which pools the cluster begins with was not decided yet"),
 		tierClient: kubeapi.NewResource[v3.Tier, v3.TierList](c, "tiers", ""),
 		infoClient: kubeapi.NewResource[v3.ClusterInformation, v3.ClusterInformationList](c, "clusterinformations", ""),
 		poolClient: kubeapi.NewResource[v3.IPPool, v3.IPPoolList](c, "ippools", ""),
@@ -135,10 +134,15 @@ func (f *founder) makePools(ctx context.Context) error {
 	if info.Annotations[decidedAnnotation] != "" || f.cfg.Defaults.None {
 		return nil
 	}
+	// Not what the watch told: its first answer may be older than this cluster's newest pool.
+	list, err := f.poolClient.List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list IPPools: %w", err)
+	}
 	var found []string
-	for _, p := range objects[*v3.IPPool](f.pools) {
-		if servesPods(p) {
-			found = append(found, p.Name)
+	for i := range list.Items {
+		if servesPods(&list.Items[i]) {
+			found = append(found, list.Items[i].Name)
 		}
 	}
 	if len(found) > 0 {

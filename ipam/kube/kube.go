@@ -63,9 +63,9 @@ const (
 
 const (
 	plural = "ipamblocks"
-	// borrowerPrefix begins the label of a block in which a node that does not own it has
+	// BorrowerPrefix begins the label of a block in which a node that does not own it has
 	// addresses.
-	borrowerPrefix = "causeway-net.github.io/borrower-"
+	BorrowerPrefix = "causeway-net.github.io/borrower-"
 	// pageSize is how many blocks one request of a long list reads: less than a megabyte.
 	pageSize = "100"
 )
@@ -74,7 +74,7 @@ const (
 // which a node has addresses: a name of fixed length, whatever the node's is.
 func BorrowerLabel(node string) string {
 	sum := sha256.Sum256([]byte(node))
-	return borrowerPrefix + hex.EncodeToString(sum[:8])
+	return BorrowerPrefix + hex.EncodeToString(sum[:8])
 }
 
 // BorrowerValue returns the value of that label: the node's name, cut to what a label's

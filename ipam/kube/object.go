@@ -139,7 +139,7 @@ func (s *Store) encode(b *ipam.Block, old *object) ([]byte, error) {
 func (s *Store) labels(b *ipam.Block, old map[string]string) map[string]string {
 	out := map[string]string{}
 	for k, v := range old {
-		if strings.HasPrefix(k, borrowerPrefix) && (s.cfg.Node == "" || k == BorrowerLabel(s.cfg.Node)) {
+		if strings.HasPrefix(k, BorrowerPrefix) && (s.cfg.Node == "" || k == BorrowerLabel(s.cfg.Node)) {
 			continue
 		}
 		out[k] = v

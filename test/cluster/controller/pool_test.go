@@ -71,7 +71,16 @@ func TestPoolConditions(t *testing.T) {
 	c.block("10.1.0.8/29", "a", full...)
 	c.condition("small", "Exhausted", "True NoFreeAddress", "15 of 16 addresses in use, 1 more put by")
 
-	// A pool that overlaps gives nothing, and takes over when the one before it goes.
+	// A pool that overlaps gives nothing, and takes over when the one before it goes. Which
+	// was before it the API tells in full seconds.
+	small, err := c.pools.Get(c.ctx, "small", metav1.GetOptions{})
+	c.must(err)
+	c.until(func() error {
+		if !time.Now().Truncate(time.Second).After(small.CreationTimestamp.Time) {
+			return fmt.Errorf("it is still the second in which pool small was created")
+		}
+		return nil
+	})
 	c.pool("late", "10.1.0.0/24", size(29))
 	c.condition("late", "Allocatable", "False CIDROverlap", "small")
 	c.must(c.pools.Delete(c.ctx, "small", metav1.DeleteOptions{}))
