@@ -21,8 +21,9 @@
 //
 // Blocks are a node's by its name. A Node that is deleted and made again under its name,
 // with another UID, finds its blocks unless the controller, which frees by UID, was faster;
-// an agent that lives through that notices nothing, but for blocks that the controller freed
-// under its pods: those it claims again, or reports whose they are now. An agent whose
+// an agent that lives through that reads its blocks before it gives another address, since
+// its stash may be others' by then; blocks that the controller freed under its pods it claims
+// again, or reports whose they are now. An agent whose
 // journal is gone with the old machine adopts the blocks, lets the stash rest for the
 // cooldown, and keeps what is in the name of containers until DEL, GC or the controller
 // names them.
