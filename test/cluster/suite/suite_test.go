@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/causeway-net/causeway/test/cluster"
+	"github.com/causeway-net/causeway/test/cluster/bench/driver"
 )
 
 // The cluster of all scenarios, and a client of its API.
@@ -23,6 +24,7 @@ var (
 
 func TestMain(m *testing.M) {
 	cluster.Reexec()
+	driver.Reexec()
 	os.Exit(run(m))
 }
 
