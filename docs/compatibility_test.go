@@ -25,6 +25,7 @@ import (
 	v3 "github.com/causeway-net/causeway/api/v3"
 	"github.com/causeway-net/causeway/bgp"
 	"github.com/causeway-net/causeway/docs/compat"
+	"github.com/causeway-net/causeway/felix/dataplane"
 	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/internal/watch"
 	"github.com/causeway-net/causeway/internal/watch/file"
@@ -41,12 +42,13 @@ const (
 
 // types are the kinds that agents read.
 var types = map[string]reflect.Type{
-	v3.KindIPPool:            reflect.TypeFor[v3.IPPool](),
-	v3.KindBGPConfiguration:  reflect.TypeFor[v3.BGPConfiguration](),
-	v3.KindBGPPeer:           reflect.TypeFor[v3.BGPPeer](),
-	v3.KindIPAMConfiguration: reflect.TypeFor[v3.IPAMConfiguration](),
-	v3.KindIPReservation:     reflect.TypeFor[v3.IPReservation](),
-	v3.KindIPAMBlock:         reflect.TypeFor[v3.IPAMBlock](),
+	v3.KindIPPool:             reflect.TypeFor[v3.IPPool](),
+	v3.KindBGPConfiguration:   reflect.TypeFor[v3.BGPConfiguration](),
+	v3.KindBGPPeer:            reflect.TypeFor[v3.BGPPeer](),
+	v3.KindFelixConfiguration: reflect.TypeFor[v3.FelixConfiguration](),
+	v3.KindIPAMConfiguration:  reflect.TypeFor[v3.IPAMConfiguration](),
+	v3.KindIPReservation:      reflect.TypeFor[v3.IPReservation](),
+	v3.KindIPAMBlock:          reflect.TypeFor[v3.IPAMBlock](),
 }
 
 // byController are fields that the controller reads or writes, with the words of its code
@@ -184,11 +186,12 @@ type sample struct{ given, set string }
 
 // bases are valid objects, in which samples change something.
 var bases = map[string]string{
-	v3.KindIPPool:            `{metadata: {name: pods}, spec: {cidr: 10.244.0.0/16}}`,
-	v3.KindBGPConfiguration:  `{metadata: {name: default}, spec: {}}`,
-	v3.KindBGPPeer:           `{metadata: {name: tor}, spec: {node: n1, peerIP: 192.0.2.1, asNumber: 65001}}`,
-	v3.KindIPAMConfiguration: `{metadata: {name: default}, spec: {}}`,
-	v3.KindIPReservation:     `{metadata: {name: gone}, spec: {}}`,
+	v3.KindIPPool:             `{metadata: {name: pods}, spec: {cidr: 10.244.0.0/16}}`,
+	v3.KindBGPConfiguration:   `{metadata: {name: default}, spec: {}}`,
+	v3.KindBGPPeer:            `{metadata: {name: tor}, spec: {node: n1, peerIP: 192.0.2.1, asNumber: 65001}}`,
+	v3.KindFelixConfiguration: `{metadata: {name: default}, spec: {}}`,
+	v3.KindIPAMConfiguration:  `{metadata: {name: default}, spec: {}}`,
+	v3.KindIPReservation:      `{metadata: {name: gone}, spec: {}}`,
 	v3.KindIPAMBlock: `{metadata: {name: 10-244-0-0-30}, spec: {cidr: 10.244.0.0/30, affinity: "host:n1",
 	  affinityClaimTime: "2026-01-01T00:00:00Z", allocations: [null, null, null, null], unallocated: [0, 1, 2, 3],
 	  attributes: [], strictAffinity: false, sequenceNumber: 1}}`,
@@ -274,6 +277,13 @@ var samples = map[string]map[string]sample{
 		".spec.reversePeering": {given: `{spec: {peerIP: null, asNumber: null, peerSelector: "rack == '2'"}}`,
 			set: `{spec: {reversePeering: Manual}}`},
 	},
+	v3.KindFelixConfiguration: felixSamples(map[string]sample{
+		".spec.natOutgoingAddress":                 {set: `{spec: {natOutgoingAddress: 198.51.100.1}}`},
+		".spec.natPortRange":                       {set: `{spec: {natPortRange: "32768:65535"}}`},
+		".spec.natOutgoingExclusions":              {set: `{spec: {natOutgoingExclusions: IPPoolsAndHostIPs}}`},
+		".spec.iptablesNATOutgoingInterfaceFilter": {set: `{spec: {iptablesNATOutgoingInterfaceFilter: eth0}}`},
+		".spec.ipv6Support":                        {set: `{spec: {ipv6Support: false}}`},
+	}),
 	v3.KindIPAMConfiguration: {
 		".spec.strictAffinity":               {set: `{spec: {strictAffinity: true}}`},
 		".spec.autoAllocateBlocks":           {set: `{spec: {autoAllocateBlocks: false}}`},
@@ -299,6 +309,57 @@ var samples = map[string]map[string]sample{
 		".spec.strictAffinity":                   {set: `{spec: {strictAffinity: true}}`},
 		".spec.deleted":                          {set: `{spec: {deleted: true}}`},
 	},
+}
+
+// felixSamples adds to these a value of the right type for each other field of a
+// FelixConfiguration.
+func felixSamples(out map[string]sample) map[string]sample {
+	for _, path := range compat.Paths(reflect.TypeFor[v3.FelixConfiguration]()) {
+		if _, there := out[path]; there {
+			continue
+		}
+		typ := reflect.TypeFor[v3.FelixConfiguration]()
+		text, end := "", ""
+		for _, name := range strings.Split(strings.TrimPrefix(path, "."), ".") {
+			name, list := strings.CutSuffix(name, "[]")
+			for typ.Kind() == reflect.Pointer {
+				typ = typ.Elem()
+			}
+			for i := range typ.NumField() {
+				if tag, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ","); tag == name {
+					typ = typ.Field(i).Type
+					break
+				}
+			}
+			text, end = text+"{"+name+": ", "}"+end
+			if list {
+				for typ.Kind() != reflect.Slice {
+					typ = typ.Elem()
+				}
+				typ, text, end = typ.Elem(), text+"[", "]"+end
+			}
+		}
+		for typ.Kind() == reflect.Pointer {
+			typ = typ.Elem()
+		}
+		value := "x"
+		switch {
+		case typ == reflect.TypeFor[metav1.Duration]():
+			value = "7s"
+		case typ.Kind() == reflect.Bool:
+			value = "true"
+		case typ.Kind() == reflect.Slice && typ.Elem() == reflect.TypeFor[string]():
+			value = "[x]"
+		case typ.Kind() == reflect.Slice:
+			value = `["7"]`
+		case typ.Kind() == reflect.Map:
+			value = "{x: x}"
+		case typ.Kind() != reflect.String: // numbers, ports and code points
+			value = "7"
+		}
+		out[path] = sample{set: text + value + end}
+	}
+	return out
 }
 
 // TestStatuses feeds each sample through Check and Build. A field that works brings no
@@ -434,6 +495,7 @@ func show(s *model.Snapshot) string {
 			p.Disabled, p.DisableBGPExport, p.Manual, p.AllowedUses, "\n")
 	}
 	fmt.Fprintln(&b, s.Blocks, s.Reservations, s.IPAM)
+	fmt.Fprintln(&b, dataplane.OutgoingNAT(s, false), dataplane.OutgoingNAT(s, true))
 	return b.String()
 }
 
@@ -444,8 +506,12 @@ func objects(t *testing.T, kind string, object map[string]any, opt watch.Options
 	var all []map[string]any
 	decode(t, world, &all)
 	for _, k := range []string{v3.KindIPPool, v3.KindIPAMBlock} {
+		patch := ""
+		if kind == v3.KindFelixConfiguration && k == v3.KindIPPool {
+			patch = `{spec: {natOutgoing: true}}`
+		}
 		if k != kind {
-			all = append(all, merged(t, k, ""))
+			all = append(all, merged(t, k, patch))
 		}
 	}
 	var out []watch.Sourced

@@ -39,16 +39,20 @@ type Config struct {
 	// Outside is called with the pod addresses that none of the node's blocks covers,
 	// whenever they change: they must be advertised one by one.
 	Outside func([]netip.Addr)
+	// NAT is called with what leaves the node under another source, with the first snapshot
+	// and whenever it changes. Attach does not depend on what comes of it.
+	NAT func(v4, v6 model.OutgoingNAT)
 }
 
 // Dataplane keeps the kernel's view of this node's pods and blocks.
 type Dataplane struct {
 	cfg Config
 
-	mu        sync.Mutex     // guards what follows; Routes and Outside are called under it, so that their order is that of the changes
+	mu        sync.Mutex     // guards what follows; Routes, Outside and NAT are called under it, so that their order is that of the changes
 	own       []netip.Prefix // the node's blocks
 	endpoints map[model.AttachmentKey]model.Endpoint
-	outside   []netip.Addr // sorted
+	outside   []netip.Addr          // sorted
+	nat       *[2]model.OutgoingNAT // nil before the first snapshot
 }
 
 // New makes a Dataplane that knows the endpoints the journal holds: pods that an earlier
@@ -65,7 +69,7 @@ func New(cfg Config, restored []model.Endpoint) *Dataplane {
 	return d
 }
 
-// Set takes a new snapshot: the node's blocks may have changed.
+// Set takes a new snapshot: the node's blocks, and what is translated, may have changed.
 func (d *Dataplane) Set(snap *model.Snapshot) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -79,6 +83,11 @@ func (d *Dataplane) Set(snap *model.Snapshot) {
 	}
 	slices.SortFunc(outside, netip.Addr.Compare)
 	d.setOutside(slices.Compact(outside))
+	nat := [2]model.OutgoingNAT{dataplane.OutgoingNAT(snap, false), dataplane.OutgoingNAT(snap, true)}
+	if d.nat == nil || !nat[0].Equal(d.nat[0]) || !nat[1].Equal(d.nat[1]) {
+		d.nat = &nat
+		d.cfg.NAT(nat[0], nat[1])
+	}
 }
 
 // Attach puts the pod's routes and rules in force and returns when they are.

@@ -54,6 +54,8 @@ type fakeRules struct{ err error }
 
 func (f fakeRules) Wait(context.Context) error { return f.err }
 
+func noNAT(_, _ model.OutgoingNAT) {}
+
 func endpoint(id, addr string) model.Endpoint {
 	return model.Endpoint{
 		Key: model.AttachmentKey{ContainerID: id, IfName: "eth0"}, HostInterface: "cali" + id,
@@ -63,7 +65,7 @@ func endpoint(id, addr string) model.Endpoint {
 
 func TestLifeOfAPod(t *testing.T) {
 	routes, outside := newFakeRoutes(), []netip.Addr(nil)
-	d := New(Config{Node: "a", Routes: routes, Rules: []Rules{fakeRules{}}, Outside: func(a []netip.Addr) { outside = a }},
+	d := New(Config{Node: "a", Routes: routes, Rules: []Rules{fakeRules{}}, Outside: func(a []netip.Addr) { outside = a }, NAT: noNAT},
 		[]model.Endpoint{endpoint("old", "10.0.0.1")})
 	if _, ok := routes.have[model.OwnerWorkload][netip.MustParsePrefix("10.0.0.1/32")]; !ok {
 		t.Error("a pod of the journal has no route")
@@ -108,7 +110,7 @@ func TestOutside(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	var told []netip.Addr
 	routes := newFakeRoutes()
-	d := New(Config{Node: "a", Routes: routes, Rules: nil, Outside: func(a []netip.Addr) { told = a }}, []model.Endpoint{endpoint("0", "10.0.0.0")})
+	d := New(Config{Node: "a", Routes: routes, Rules: nil, Outside: func(a []netip.Addr) { told = a }, NAT: noNAT}, []model.Endpoint{endpoint("0", "10.0.0.0")})
 	pods := map[int]bool{0: true}
 	var blocks []model.Block
 	for step := range 2000 {
@@ -151,7 +153,7 @@ func TestOutside(t *testing.T) {
 // TestNoRulesNoRoute holds I2: no route makes a pod reachable before its rules are in.
 func TestNoRulesNoRoute(t *testing.T) {
 	routes, broken := newFakeRoutes(), errors.New("no iptables")
-	d := New(Config{Node: "a", Routes: routes, Rules: []Rules{fakeRules{broken}}, Outside: func([]netip.Addr) {}}, nil)
+	d := New(Config{Node: "a", Routes: routes, Rules: []Rules{fakeRules{broken}}, Outside: func([]netip.Addr) {}, NAT: noNAT}, nil)
 	if err := d.Attach(context.Background(), endpoint("x", "10.0.0.1")); !errors.Is(err, broken) {
 		t.Errorf("Attach: %v", err)
 	}

@@ -41,7 +41,7 @@ type agent struct {
 	data   *datastore
 	ipam   *ipam.Allocator
 	routes *route.Table
-	rules  []reversePath
+	rules  []reversePath // of IPv4 and IPv6
 	links  *link.Uplinks
 	felix  *felix.Dataplane
 	bgp    *gobgp.Reconciler
@@ -100,7 +100,7 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.felix = felix.New(felix.Config{Node: o.nodeName, Routes: a.routes, Rules: rules, Outside: a.setOutside}, known)
+	a.felix = felix.New(felix.Config{Node: o.nodeName, Routes: a.routes, Rules: rules, Outside: a.setOutside, NAT: a.setNAT}, known)
 
 	restarting, err := a.restarting()
 	if err != nil {
@@ -250,6 +250,8 @@ func (a *agent) setSnapshot(snap *model.Snapshot) {
 	a.mu.Lock()
 	a.snap = snap
 	a.mu.Unlock()
+	a.routes.SetMetric(model.OwnerBGP, snap.BGP.RoutePriority4, snap.BGP.RoutePriority6)
+	a.felix.Set(snap) // before a pod can get an address of a pool that is new
 	a.ipam.Set(snap)
 	if n := snap.Node(a.o.nodeName); n != nil {
 		var addrs []netip.Addr
@@ -260,8 +262,6 @@ func (a *agent) setSnapshot(snap *model.Snapshot) {
 		}
 		a.links.SetNodeAddrs(addrs...)
 	}
-	a.routes.SetMetric(model.OwnerBGP, snap.BGP.RoutePriority4, snap.BGP.RoutePriority6)
-	a.felix.Set(snap)
 	a.advertise()
 }
 
@@ -271,6 +271,14 @@ func (a *agent) setOutside(addrs []netip.Addr) {
 	a.outside = addrs
 	a.mu.Unlock()
 	a.advertise()
+}
+
+// setNAT hears what leaves the node under another source. Table nat is first set here, with
+// the first snapshot: until then what an earlier agent left in it stays (I4).
+func (a *agent) setNAT(v4, v6 model.OutgoingNAT) {
+	for i, n := range []model.OutgoingNAT{v4, v6} {
+		a.rules[i].Set(iptables.NAT, iptables.NATOutgoing(n))
+	}
 }
 
 // bgpSynced hears that every known peer has told its routes. Where the configuration is

@@ -83,7 +83,8 @@ func (r *Reconciler) String() string {
 
 // Set declares all that is wanted in a table. From the first Set on, chains of ours that
 // are not wanted are pruned: call it once what it is made of is complete. Setting what is
-// set already changes nothing. It panics when there is no such table.
+// set already changes nothing, and a table in which nothing is wanted is not made. It
+// panics when there is no such table.
 func (r *Reconciler) Set(t Table, s TableState) {
 	r.must(t)
 	c := &change{whole: true, chains: compileAll(s.Chains), hooks: compileHooks(s.Hooks)}
@@ -387,6 +388,9 @@ func (r *Reconciler) finish(wanted uint64, b Backend, err error) {
 // the table as a whole; refusals stand in t.
 func (r *Reconciler) bring(ctx context.Context, t *table, drift bool) error {
 	fresh, conflicts := false, 0
+	if t.now != nil && t.now.absent && len(t.want)+len(t.hooks) > 0 {
+		t.now = nil
+	}
 	for round := 0; ; round++ {
 		if round == maxRounds { // a mistake here must not spin
 			t.now = nil
@@ -451,7 +455,11 @@ func conflict(no *RestoreError) bool {
 // read takes the table from the kernel and finds out which of our rules are as we wrote
 // them.
 func (r *Reconciler) read(ctx context.Context, t *table) error {
-	text, err := r.kernel.Save(ctx, t.name)
+	wanted := t.name
+	if len(t.want)+len(t.hooks) == 0 {
+		wanted = "" // to read a table by its name makes it, and with it conntrack's work
+	}
+	text, err := r.kernel.Save(ctx, wanted)
 	if err != nil {
 		return err
 	}
@@ -460,6 +468,10 @@ func (r *Reconciler) read(ctx context.Context, t *table) error {
 		return err
 	}
 	now := all[t.name]
+	if now == nil && wanted == "" {
+		now = newActual()
+		now.absent = true
+	}
 	if now == nil {
 		return fmt.Errorf("iptables-save does not show table %s", t.name)
 	}

@@ -13,6 +13,12 @@ type actual struct {
 	// callers names, for a chain of ours, a chain of somebody else that goes to it by a
 	// rule without our mark. Such a chain cannot be deleted.
 	callers map[string]string
+	// absent: there is no such table, and nothing is wanted in it.
+	absent bool
+}
+
+func newActual() *actual {
+	return &actual{chains: map[string]*actualChain{}, foreign: map[string]*foreignChain{}, callers: map[string]string{}}
 }
 
 // actualChain is a chain of ours in the kernel.
@@ -48,7 +54,7 @@ func parseSave(text []byte) (map[Table]*actual, error) {
 		switch {
 		case l == "" || l[0] == '#':
 		case l[0] == '*':
-			cur = &actual{chains: map[string]*actualChain{}, foreign: map[string]*foreignChain{}, callers: map[string]string{}}
+			cur = newActual()
 			out[Table(l[1:])] = cur
 		case l == "COMMIT":
 			cur = nil

@@ -65,6 +65,7 @@ type Snapshot struct {
 	Reservations []netip.Prefix
 	IPAM         IPAMConfig
 	BGP          BGPConfig // cluster-wide configuration with this node's overrides merged in
+	Felix        Felix     // cluster-wide configuration with this node's overrides merged in
 	Peers        []BGPPeer
 	Problems     []Problem
 }

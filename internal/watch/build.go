@@ -58,6 +58,7 @@ func buildWith(in Input, opt Options) (*model.Snapshot, map[passwordKey]string) 
 	slices.SortFunc(s.Nodes, func(a, b model.Node) int { return cmp.Compare(a.Name, b.Name) })
 	b.bgp()
 	b.peers()
+	b.s.Felix = b.felix()
 
 	slices.SortFunc(s.Pools, func(a, b model.Pool) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Peers, func(a, b model.BGPPeer) int { return cmp.Compare(a.Name, b.Name) })
@@ -76,7 +77,7 @@ type builder struct {
 	// passwords are those in force, to be held when they cannot be read any more.
 	passwords map[passwordKey]string
 
-	nodeObjects, poolObjects, peerObjects, configs, blockObjects []Sourced
+	nodeObjects, poolObjects, peerObjects, configs, blockObjects, felixConfigs []Sourced
 }
 
 // sortIn puts each object into its place and collects the problems of all.
@@ -98,6 +99,8 @@ func (b *builder) sortIn() {
 			b.poolObjects = append(b.poolObjects, o)
 		case bgpConfiguration:
 			b.configs = append(b.configs, o)
+		case felixConfiguration:
+			b.felixConfigs = append(b.felixConfigs, o)
 		case bgpPeer:
 			b.peerObjects = append(b.peerObjects, o)
 		case model.IPAMConfig:

@@ -103,9 +103,6 @@ func (c *checker) pool(p *v3.IPPool) model.Pool {
 	}
 	out.AllowedUses = c.allowedUses(s.AllowedUses)
 
-	if out.NATOutgoing {
-		c.ignored(".spec.natOutgoing", notYet+": what pods send leaves with their own addresses")
-	}
 	if out.IPIPMode != model.EncapNever {
 		c.ignored(".spec.ipipMode", notYet+": traffic is routed without encapsulation (pods' MTU leaves room for it)")
 	}

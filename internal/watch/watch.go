@@ -86,6 +86,9 @@ func Check(obj metav1.Object, opt Options) *Object {
 	case *v3.BGPConfiguration:
 		c.o.Key.Kind = v3.KindBGPConfiguration
 		value = c.bgpConfiguration(x)
+	case *v3.FelixConfiguration:
+		c.o.Key.Kind = v3.KindFelixConfiguration
+		value = c.felixConfiguration(x)
 	case *v3.BGPPeer:
 		c.o.Key.Kind = v3.KindBGPPeer
 		value = c.bgpPeer(x)

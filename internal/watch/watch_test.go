@@ -98,7 +98,7 @@ func TestPool(t *testing.T) {
 			s.NATOutgoing, s.VXLANMode, s.NamespaceSelector = true, v3.EncapCrossSubnet, `a == "b"`
 		}), func(p model.Pool) bool {
 			return p.NATOutgoing && p.VXLANMode == model.EncapCrossSubnet && p.NamespaceSelector.String() == `a == "b"`
-		}, []string{"ignored .spec.namespaceSelector", "ignored .spec.natOutgoing", "ignored .spec.vxlanMode"}},
+		}, []string{"ignored .spec.namespaceSelector", "ignored .spec.vxlanMode"}},
 		{"IPIP not acted on", pool("a", "10.244.0.0/16", func(s spec) { s.IPIPMode = v3.EncapAlways }),
 			func(p model.Pool) bool { return p.IPIPMode == model.EncapAlways }, []string{"ignored .spec.ipipMode"}},
 		{"load balancers not acted on", pool("a", "10.244.0.0/16", func(s spec) { s.AllowedUses = []v3.IPPoolAllowedUse{"LoadBalancer"} }),

@@ -27,19 +27,20 @@ var kinds = map[string]struct {
 	apiVersion string
 	make       func() metav1.Object
 }{
-	watch.KindNode:           {"v1", func() metav1.Object { return &corev1.Node{} }},
-	watch.KindSecret:         {"v1", func() metav1.Object { return &corev1.Secret{} }},
-	v3.KindIPPool:            {apiV3, func() metav1.Object { return &v3.IPPool{} }},
-	v3.KindBGPConfiguration:  {apiV3, func() metav1.Object { return &v3.BGPConfiguration{} }},
-	v3.KindBGPPeer:           {apiV3, func() metav1.Object { return &v3.BGPPeer{} }},
-	v3.KindIPAMConfiguration: {apiV3, func() metav1.Object { return &v3.IPAMConfiguration{} }},
-	v3.KindIPReservation:     {apiV3, func() metav1.Object { return &v3.IPReservation{} }},
-	v3.KindIPAMBlock:         {apiV3, func() metav1.Object { return &v3.IPAMBlock{} }},
+	watch.KindNode:            {"v1", func() metav1.Object { return &corev1.Node{} }},
+	watch.KindSecret:          {"v1", func() metav1.Object { return &corev1.Secret{} }},
+	v3.KindIPPool:             {apiV3, func() metav1.Object { return &v3.IPPool{} }},
+	v3.KindBGPConfiguration:   {apiV3, func() metav1.Object { return &v3.BGPConfiguration{} }},
+	v3.KindBGPPeer:            {apiV3, func() metav1.Object { return &v3.BGPPeer{} }},
+	v3.KindFelixConfiguration: {apiV3, func() metav1.Object { return &v3.FelixConfiguration{} }},
+	v3.KindIPAMConfiguration:  {apiV3, func() metav1.Object { return &v3.IPAMConfiguration{} }},
+	v3.KindIPReservation:      {apiV3, func() metav1.Object { return &v3.IPReservation{} }},
+	v3.KindIPAMBlock:          {apiV3, func() metav1.Object { return &v3.IPAMBlock{} }},
 }
 
 // unused are kinds of Calico's API that nothing acts on yet.
 var unused = []string{
-	"BGPFilter", "BlockAffinity", "CalicoNodeStatus", "ClusterInformation", "FelixConfiguration",
+	"BGPFilter", "BlockAffinity", "CalicoNodeStatus", "ClusterInformation",
 	"GlobalNetworkPolicy", "GlobalNetworkSet", "HostEndpoint", "IPAMHandle", "KubeControllersConfiguration",
 	"NetworkPolicy", "NetworkSet", "Profile", "RemoteClusterConfiguration", "StagedGlobalNetworkPolicy",
 	"StagedKubernetesNetworkPolicy", "StagedNetworkPolicy", "Tier", "WorkloadEndpoint",

@@ -66,11 +66,14 @@ func TestMessages(t *testing.T) {
 		{"apiVersion: v1\nkind: Node\nmetadata:\n  name: n1\nspec: {pool: x}\n", ".spec.pool: is not a field of Node"},
 		{"kind: IPPool\nmetadata: {name: a}\n", `IPPool a: .apiVersion: is ""; must be "projectcalico.org/v3"`},
 		{"apiVersion: crd.projectcalico.org/v1\nkind: IPPool\nmetadata: {name: a}\n", `IPPool a: .apiVersion: is "crd.projectcalico.org/v1"; must be "projectcalico.org/v3"`},
-		{"apiVersion: v1\nmetadata: {name: a}\n", "x.yaml document 1: File x.yaml: .kind: is missing; must be one of BGPConfiguration, BGPPeer, IPAMBlock,"},
+		{"apiVersion: v1\nmetadata: {name: a}\n", "x.yaml document 1: File x.yaml: .kind: is missing; must be one of BGPConfiguration, BGPPeer, FelixConfiguration, IPAMBlock,"},
 		{"apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {}\n", "x.yaml document 1: File x.yaml: .metadata.name: is missing"},
 		{"apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: a}\n", `DaemonSet a: .kind: is "DaemonSet" of "apps/v1", which is not read; must be one of`},
 		{"apiVersion: projectcalico.org/v3\nkind: Node\nmetadata: {name: a}\n", `Node a: .kind: is Node of projectcalico.org/v3; write it as apiVersion "v1"`},
 		{"apiVersion: projectcalico.org/v3\nkind: BGPFilter\nmetadata: {name: a}\n", "BGPFilter a: .kind: is BGPFilter, which is not acted on yet"},
+		{"apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {name: default}\nspec: {natPortRange: 1-2}\n", `.spec.natPortRange: is "1-2"; must be a port or a range`},
+		{"apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {name: default}\nspec: {natPortRnge: 1}\n", `.spec.natPortRnge: is not a field of FelixConfiguration; did you mean "natPortRange"?`},
+		{"apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {name: default}\nspec: {bpfEnabled: true}\n", `.spec.bpfEnabled: is not acted on yet`},
 		{"- a\n", "x.yaml document 1: File x.yaml: is no object"},
 		{"apiVersion: v1\nkind: List\nitems:\n- kind: IPPool\n  apiVersion: projectcalico.org/v3\n  metadata: {name: a}\n  spec: {cdr: 10.0.0.0/8}\n",
 			`x.yaml document 1 item 1: IPPool a: .items[0].spec.cdr: is not a field of IPPool; did you mean "cidr"?`},
@@ -92,6 +95,7 @@ func TestAccepted(t *testing.T) {
 	for _, in := range []string{
 		poolManifest("a", "10.0.0.0/8") + "status: {conditions: [{type: Allocatable, status: \"True\", reason: a, message: b, lastTransitionTime: \"2026-01-01T00:00:00Z\"}]}\n",
 		"apiVersion: projectcalico.org/v3\nkind: IPPoolList\nmetadata: {resourceVersion: \"1\"}\nitems:\n- metadata: {name: a, creationTimestamp: null}\n  spec: {cidr: 10.0.0.0/8, allowedUses: null}\n",
+		"apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {name: default}\nspec: {natPortRange: 32768:65535, natOutgoingAddress: fd00::9, bpfEnabled: false}\n---\n" + poolManifest("a", "10.0.0.0/8"),
 		"apiVersion: v1\nkind: List\nitems: []\n---\n" + poolManifest("a", "10.0.0.0/8"),
 		"apiVersion: v1\nkind: Node\nmetadata: {name: n2}\nspec: {podCIDR: 10.0.0.0/24, taints: [{key: a, effect: NoSchedule}]}\nstatus: {capacity: {cpu: \"4\"}, futureField: {a: 1}, nodeInfo: {newer: 1}}\n---\n" + poolManifest("a", "10.0.0.0/8"),
 	} {

@@ -267,10 +267,10 @@ func TestSteps(t *testing.T) {
 			{pass(time.Hour), "a=10.1.0.0/16", `IPPol a: .kind: is "IPPol", which is not known; did you mean "IPPool"?`},
 		},
 		"another kind has the same name": {
-			{see("x.yaml", a1+"---\napiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {name: a}\n"), "a=10.1.0.0/16", ""},
-			{tail, "a=10.1.0.0/16", "FelixConfiguration a: .kind: is FelixConfiguration, which is not acted on yet"},
-			{see("x.yaml", "apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {name: a}\n"), "a=10.1.0.0/16", "FelixConfiguration"},
-			{settle, "", "FelixConfiguration"},
+			{see("x.yaml", a1+"---\napiVersion: projectcalico.org/v3\nkind: HostEndpoint\nmetadata: {name: a}\n"), "a=10.1.0.0/16", ""},
+			{tail, "a=10.1.0.0/16", "HostEndpoint a: .kind: is HostEndpoint, which is not acted on yet"},
+			{see("x.yaml", "apiVersion: projectcalico.org/v3\nkind: HostEndpoint\nmetadata: {name: a}\n"), "a=10.1.0.0/16", "HostEndpoint"},
+			{settle, "", "HostEndpoint"},
 		},
 		"an object is in two files": {
 			{see("x.yaml", a1), "", ""},

@@ -111,6 +111,7 @@ func (s *Source) addFeeds() {
 	own(v3.KindIPPool, "ippools", "", func() metav1.Object { return &v3.IPPool{} }, nil)
 	own(v3.KindBGPConfiguration, "bgpconfigurations", "", func() metav1.Object { return &v3.BGPConfiguration{} }, nil)
 	own(v3.KindBGPPeer, "bgppeers", "", func() metav1.Object { return &v3.BGPPeer{} }, nil)
+	own(v3.KindFelixConfiguration, "felixconfigurations", "", func() metav1.Object { return &v3.FelixConfiguration{} }, nil)
 	own(v3.KindIPAMConfiguration, "ipamconfigurations", "", func() metav1.Object { return &v3.IPAMConfiguration{} }, nil)
 	own(v3.KindIPReservation, "ipreservations", "", func() metav1.Object { return &v3.IPReservation{} }, nil)
 	block := func() metav1.Object { return &v3.IPAMBlock{} }

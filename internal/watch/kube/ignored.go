@@ -44,7 +44,6 @@ var unused = []struct {
 	{"GlobalNetworkSet", calico("globalnetworksets"), notActedOn, nil},
 	{"HostEndpoint", calico("hostendpoints"), "is not acted on yet: interfaces of hosts are not protected", nil},
 	{"BGPFilter", calico("bgpfilters"), "is not acted on yet: no route is filtered", nil},
-	{"FelixConfiguration", calico("felixconfigurations"), notActedOn, nil},
 	{"Tier", calico("tiers"), notActedOn, []string{"default", "adminnetworkpolicy", "baselineadminnetworkpolicy", "kube-admin", "kube-baseline"}},
 	{"KubeControllersConfiguration", calico("kubecontrollersconfigurations"), notActedOn, nil},
 	{"CalicoNodeStatus", calico("caliconodestatuses"), notActedOn, nil},

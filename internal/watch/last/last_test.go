@@ -41,6 +41,7 @@ func full(t *testing.T) *model.Snapshot {
 		Reservations: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")},
 		IPAM:         model.IPAMConfig{AutoAllocateBlocks: true, MaxBlocksPerHost: 20, Cooldown: time.Minute},
 		BGP:          model.BGPConfig{ASN: 64512, Mesh: true, ListenPort: 179, RoutePriority4: 1024, PrefixCommunities: []model.PrefixCommunities{{CIDR: netip.MustParsePrefix("10.0.0.0/8"), Communities: []string{"1:2"}}}},
+		Felix:        model.Felix{NATOutgoingAddress: netip.MustParseAddr("192.0.2.9"), NATPorts: model.PortRange{First: 1024, Last: 2047}, NATExcludesHosts: true, NATInterface: "eth+"},
 		Peers:        []model.BGPPeer{{Name: "tor", NodeSelector: compile(t, "all()"), PeerIP: netip.MustParseAddr("192.0.2.254"), ASN: 65001, RestartTime: time.Minute}},
 		Problems:     []model.Problem{{Object: model.Object{Kind: "IPPool", Name: "b"}, Message: "is wrong"}},
 	}
