@@ -29,9 +29,10 @@ type pool struct {
 	demand int          // Assigns that wait for a refill
 	full   bool         // no block of the pool is left to claim
 
-	started  uint64 // refills begun
-	err      error  // of the last refill; nil when it brought something
-	errStart uint64 // which refill that was
+	refilled time.Time // when a refill began last that nobody waited for
+	started  uint64    // refills begun
+	err      error     // of the last refill; nil when it brought something
+	errStart uint64    // which refill that was
 	errAt    time.Time
 	// searched is when all nodes' blocks were last searched, if nothing was found.
 	searched time.Time

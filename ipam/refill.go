@@ -130,9 +130,16 @@ func (a *Allocator) tookFrom(name string, h *hold) *hold {
 func (a *Allocator) refill(ctx context.Context, name string, urgent bool) error {
 	a.mu.Lock()
 	p := a.poolState(name)
+	mp := a.poolNamed(name)
+	if now := a.cfg.Now(); !urgent && mp != nil {
+		// A stash that lasts less long than other writes wait costs writes of its own.
+		if now.Sub(p.refilled) < a.cfg.Linger {
+			p.grow(mp, now)
+		}
+		p.refilled = now
+	}
 	p.started++
 	start := p.started
-	mp := a.poolNamed(name)
 	n := p.demand + p.target - a.stashSize(p)
 	if p.full && !a.snap.IPAM.StrictAffinity {
 		n = p.demand - a.stashSize(p)

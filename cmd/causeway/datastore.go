@@ -34,8 +34,9 @@ type datastore struct {
 	tasks   []task.Task // they publish snapshots
 	store   ipam.Store
 	private bool // no other node sees the store
-	// resync and searchEvery are ipam's, where reading costs others something; 0: its own.
-	resync, searchEvery time.Duration
+	// resync, searchEvery and linger are ipam's, where requests cost others something; 0: its
+	// own.
+	resync, searchEvery, linger time.Duration
 	// trouble says why what was published may be old, or nil.
 	trouble func() error
 	// workload looks up a pod; nil in a folder, which knows none.
@@ -89,7 +90,8 @@ func openKubernetes(o options, log *slog.Logger, publish func(*model.Snapshot)) 
 		return nil, err
 	}
 	return &datastore{
-		tasks: []task.Task{source, memory.keeper, task.Func("memory", memory.run)}, store: store, clients: clients, resync: ipamkube.Resync, searchEvery: ipamkube.SearchEvery,
+		tasks: []task.Task{source, memory.keeper, task.Func("memory", memory.run)}, store: store, clients: clients,
+		resync: ipamkube.Resync, searchEvery: ipamkube.SearchEvery, linger: ipamkube.Linger,
 		trouble: func() error { return watchTrouble(source.Status()) },
 		workload: func(ctx context.Context, namespace, pod, uid string) (server.Workload, error) {
 			w, err := source.Workload(ctx, namespace, pod, uid)

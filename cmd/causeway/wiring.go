@@ -70,7 +70,7 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	}
 	a.ipam, err = ipam.New(ipam.Config{
 		Node: o.nodeName, Store: a.data.store, JournalDir: o.stateDir, Log: log, Private: a.data.private,
-		Resync: a.data.resync, SearchEvery: a.data.searchEvery,
+		Resync: a.data.resync, SearchEvery: a.data.searchEvery, Linger: a.data.linger,
 	})
 	if err != nil {
 		return nil, err

@@ -60,6 +60,8 @@ import (
 const (
 	Resync      = 20 * time.Minute
 	SearchEvery = 10 * time.Second
+	// Linger gathers the writes of more pods than a node's runtime starts in a second.
+	Linger = 5 * time.Second
 )
 
 const (

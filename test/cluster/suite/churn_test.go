@@ -33,10 +33,8 @@ const (
 	churnLanes  = 8  // direct calls on each node at once
 
 	// What an address may cost the API server: writes of blocks by all agents, for the whole
-	// life of the pod. The goals are 0.2 in bursts and 1 otherwise. The nodes run plugins
-	// at a few pods a second here, which is slower than ipam's batches are long: on a busy
-	// machine that costs 0.34, so what is held in bursts is twice the goal.
-	writesInBursts = 0.4
+	// life of the pod.
+	writesInBursts = 0.2
 	writesSparse   = 1.0
 )
 
