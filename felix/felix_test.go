@@ -150,6 +150,36 @@ func TestOutside(t *testing.T) {
 	}
 }
 
+// TestNAT tells what is translated with the first snapshot, and later only what is new.
+func TestNAT(t *testing.T) {
+	var told [][2]model.OutgoingNAT
+	d := New(Config{Node: "a", Routes: newFakeRoutes(), Outside: func([]netip.Addr) {}, NAT: func(v4, v6 model.OutgoingNAT) {
+		told = append(told, [2]model.OutgoingNAT{v4, v6})
+	}}, nil)
+	pools := func(nat bool) []model.Pool {
+		uses := []model.Use{model.UseWorkload}
+		return []model.Pool{{CIDR: netip.MustParsePrefix("10.0.0.0/16"), AllowedUses: uses}, {CIDR: netip.MustParsePrefix("fd00::/64"), NATOutgoing: nat, AllowedUses: uses}}
+	}
+	own := []netip.Prefix{netip.MustParsePrefix("fd00::/64")}
+	on := model.OutgoingNAT{Sources: own, Exempt: own}
+	for i, step := range []struct {
+		snap *model.Snapshot
+		told int
+		v6   model.OutgoingNAT
+	}{
+		{&model.Snapshot{Pools: pools(false)}, 1, model.OutgoingNAT{}},
+		{&model.Snapshot{Pools: pools(false), Revision: 2}, 1, model.OutgoingNAT{}},
+		{&model.Snapshot{Pools: pools(true)}, 2, on},
+		{&model.Snapshot{Pools: pools(true), Blocks: []model.Block{{CIDR: netip.MustParsePrefix("fd00::/122"), Node: "a"}}}, 2, on},
+		{&model.Snapshot{}, 3, model.OutgoingNAT{}},
+	} {
+		d.Set(step.snap)
+		if n := len(told); n != step.told || !told[n-1][0].Equal(model.OutgoingNAT{}) || !told[n-1][1].Equal(step.v6) {
+			t.Errorf("step %d: told %+v", i, told)
+		}
+	}
+}
+
 // TestNoRulesNoRoute holds I2: no route makes a pod reachable before its rules are in.
 func TestNoRulesNoRoute(t *testing.T) {
 	routes, broken := newFakeRoutes(), errors.New("no iptables")

@@ -88,6 +88,9 @@ type Hook struct {
 type TableState struct {
 	Chains []Chain
 	Hooks  []Hook
+	// IfThere: in a table in which nothing of ours stands, nothing is made, and the table
+	// itself is not made either.
+	IfThere bool
 }
 
 // Config says whose rules a Reconciler owns and how it reaches them.

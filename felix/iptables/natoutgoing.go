@@ -15,17 +15,24 @@ const (
 
 // NATOutgoing is the state of table nat that gives connections another source as n says. The
 // kernel asks table nat about the first packet of a connection only and keeps to the answer:
-// whatever changes here, a connection that stands keeps its addresses (I3). Connections that
-// the kernel did not track, because nothing in the namespace asked for it (kube-proxy does),
-// are new to it when the first state with rules comes, and end. To have all of them tracked
-// for that day would cost every packet of nodes that translate nothing.
+// whatever changes here, a connection that stands keeps its addresses (I3).
+//
+// The kernel tracks connections, and translates them, as long as some rule in the namespace
+// asks for it (nf_ct_netns_get; kube-proxy's do). So when there is nothing to translate any
+// more, one rule stays that asks; where nothing was translated before, none is made. What was
+// not tracked when the first state with translation comes, is new to the kernel then, and
+// connections to the outside end. To have all of them tracked for that day would cost every
+// packet of nodes that translate nothing.
 //
 // The hook stands behind everybody's. What kube-proxy has marked for masquerading, its own
 // rule masquerades, and takes the mark away again, before a packet gets here: it must not
 // travel on with the mark, as inside a tunnel, where it would be taken for another packet's.
 func NATOutgoing(n model.OutgoingNAT) TableState {
+	hooks := []Hook{{Chain: "POSTROUTING", Rule: Rule{Action: Jump(PostroutingChain)}, Append: true}}
 	if len(n.Sources) == 0 {
-		return TableState{}
+		return TableState{IfThere: true, Hooks: hooks, Chains: []Chain{{Name: PostroutingChain, Rules: []Rule{{
+			Match: []string{"-m", "conntrack", "--ctstate", "NEW"}, Comment: "translates nothing; keeps connections tracked",
+		}}}}}
 	}
 	var by []string
 	if n.Interface != "" {
@@ -46,7 +53,7 @@ func NATOutgoing(n model.OutgoingNAT) TableState {
 	chain = append(chain, Rule{Action: translate(n.Address, model.PortRange{})})
 	return TableState{
 		Chains: []Chain{{Name: PostroutingChain, Rules: dispatch}, {Name: NATOutgoingChain, Rules: chain}},
-		Hooks:  []Hook{{Chain: "POSTROUTING", Rule: Rule{Action: Jump(PostroutingChain)}, Append: true}},
+		Hooks:  hooks,
 	}
 }
 

@@ -55,7 +55,7 @@ func TestNATOutgoingRules(t *testing.T) {
 	} {
 		t.Run(family.String(), func(t *testing.T) {
 			rigs(t, family, func(t *testing.T, r *rig) {
-				rec, _ := r.start(t)
+				rec, stop := r.start(t)
 				rec.Set(iptables.NAT, iptables.NATOutgoing(vocabulary.OutgoingNAT{}))
 				wait(t, rec)
 				if all, err := r.kernel.Save(t.Context(), ""); err != nil || strings.Contains(string(all), "*nat") && r.netns != "" {
@@ -87,10 +87,32 @@ func TestNATOutgoingRules(t *testing.T) {
 						t.Errorf("the same again writes %q", n)
 					}
 				}
+				// One rule stays, in the life of this Reconciler and of the next, which makes the
+				// kernel track connections.
 				rec.Set(iptables.NAT, iptables.NATOutgoing(vocabulary.OutgoingNAT{}))
 				wait(t, rec)
-				if d := r.dump(iptables.NAT); strings.Contains(d, iptables.Prefix) {
-					t.Errorf("left behind:\n%s", d)
+				holds := func() {
+					t.Helper()
+					d := r.dump(iptables.NAT)
+					rules := rulesOf(d, "cali-POSTROUTING")
+					if len(rules) != 1 || !strings.HasPrefix(rules[0], "-m conntrack --ctstate NEW") || strings.Contains(rules[0], "-j") ||
+						len(rulesOf(d, "POSTROUTING")) != 1 || strings.Contains(d, "cali-nat-outgoing") {
+						t.Errorf("left behind:\n%s", d)
+					}
+				}
+				holds()
+				stop()
+				r.kernel.took()
+				next, stop := r.start(t)
+				next.Set(iptables.NAT, iptables.NATOutgoing(vocabulary.OutgoingNAT{}))
+				wait(t, next)
+				holds()
+				if n := r.kernel.took(); len(n) > 0 {
+					t.Errorf("the next one writes %q", n)
+				}
+				stop()
+				if err := iptables.Remove(t.Context(), iptables.Config{Family: family, Kernel: r.kernel}); err != nil || strings.Contains(r.dump(iptables.NAT), iptables.Prefix) {
+					t.Errorf("%v; Remove left\n%s", err, r.dump(iptables.NAT))
 				}
 			})
 		})
@@ -137,8 +159,8 @@ func TestNATOutgoingHook(t *testing.T) {
 		})
 		rec.Set(iptables.NAT, iptables.NATOutgoing(vocabulary.OutgoingNAT{}))
 		wait(t, rec)
-		if got := rulesOf(r.dump(iptables.NAT), "POSTROUTING"); !slices.Equal(got, want[:2]) {
-			t.Errorf("after that POSTROUTING holds %q, want %q", got, want[:2])
+		if got := rulesOf(r.dump(iptables.NAT), "POSTROUTING"); !slices.Equal(got, want) {
+			t.Errorf("after that POSTROUTING holds %q, want %q", got, want)
 		}
 	})
 }
@@ -181,13 +203,18 @@ func TestNATOutgoingPackets(t *testing.T) {
 			in(node, "ip address add 192.0.2.9/24 dev eth0")
 			in(node, "ip address add 2001:db8::9/64 dev eth0 nodad preferred_lft 0")
 
-			// Connections are tracked on every node on which kube-proxy runs.
-			for _, family := range []iptables.Family{iptables.IPv4, iptables.IPv6} {
-				in(node, program(family, b, "")+" -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE")
+			// Connections are tracked on every node on which kube-proxy runs. This rule goes when
+			// ours has been there.
+			kubeProxy := func(verb string) {
+				for _, family := range []iptables.Family{iptables.IPv4, iptables.IPv6} {
+					in(node, program(family, b, "")+" -t nat "+verb+" POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE")
+				}
 			}
+			kubeProxy("-A")
 			rec4, _ := v4.start(t)
 			v6 := &rig{family: iptables.IPv6, backend: b, netns: node, kernel: &spy{Kernel: iptables.NewHost(iptables.IPv6, b, 0).Within(entering(node))}}
 			rec6, _ := v6.start(t)
+			var open []*caller
 			for i, f := range []struct {
 				rec                       *iptables.Reconciler
 				pods                      netip.Prefix
@@ -226,6 +253,9 @@ func TestNATOutgoingPackets(t *testing.T) {
 				translated := call(t, pod, to)
 				translated.ask(t)
 
+				if i == 1 {
+					kubeProxy("-D")
+				}
 				on.Address, on.Ports = netip.MustParseAddr(f.other), vocabulary.PortRange{First: 40000, Last: 40009}
 				set(on)
 				if got := sees(pod, f.other); got.Port() < 40000 || got.Port() > 40009 {
@@ -252,9 +282,13 @@ func TestNATOutgoingPackets(t *testing.T) {
 				sees(pod, f.pod)
 				bare.ask(t)
 				translated.ask(t)
+				open = append(open, bare, translated)
 				if bare.seen.Addr().String() != f.pod || translated.seen.Addr().String() != f.node {
 					t.Errorf("connections from %s and %s, want %s and %s", bare.seen, translated.seen, f.pod, f.node)
 				}
+			}
+			for _, c := range open {
+				c.ask(t)
 			}
 		})
 	}

@@ -83,11 +83,10 @@ func (r *Reconciler) String() string {
 
 // Set declares all that is wanted in a table. From the first Set on, chains of ours that
 // are not wanted are pruned: call it once what it is made of is complete. Setting what is
-// set already changes nothing, and a table in which nothing is wanted is not made. It
-// panics when there is no such table.
+// set already changes nothing. It panics when there is no such table.
 func (r *Reconciler) Set(t Table, s TableState) {
 	r.must(t)
-	c := &change{whole: true, chains: compileAll(s.Chains), hooks: compileHooks(s.Hooks)}
+	c := &change{whole: true, ifThere: s.IfThere, chains: compileAll(s.Chains), hooks: compileHooks(s.Hooks)}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.set[t] = true
@@ -368,6 +367,9 @@ func (r *Reconciler) finish(wanted uint64, b Backend, err error) {
 	for name, t := range r.tables {
 		s := TableStatus{Chains: len(t.want), Rules: t.rules, Written: t.wrote, Err: t.err,
 			Refused: make(map[string]error, len(t.refused)), Pinned: map[string]string{}}
+		if t.ifThere && t.now != nil && t.now.bare() {
+			s.Chains, s.Rules = 0, 0
+		}
 		for o, x := range t.refused {
 			s.Refused[o.String()] = x.err
 		}
@@ -388,9 +390,6 @@ func (r *Reconciler) finish(wanted uint64, b Backend, err error) {
 // the table as a whole; refusals stand in t.
 func (r *Reconciler) bring(ctx context.Context, t *table, drift bool) error {
 	fresh, conflicts := false, 0
-	if t.now != nil && t.now.absent && len(t.want)+len(t.hooks) > 0 {
-		t.now = nil
-	}
 	for round := 0; ; round++ {
 		if round == maxRounds { // a mistake here must not spin
 			t.now = nil
@@ -403,6 +402,10 @@ func (r *Reconciler) bring(ctx context.Context, t *table, drift bool) error {
 			t.all()
 			drift = drift && t.read
 			t.read, fresh = true, true
+		}
+		if t.ifThere && t.now.bare() {
+			t.clean()
+			return nil
 		}
 		t.validate(time.Now(), r.loop.Resync)
 		parts := t.plan()
@@ -456,8 +459,8 @@ func conflict(no *RestoreError) bool {
 // them.
 func (r *Reconciler) read(ctx context.Context, t *table) error {
 	wanted := t.name
-	if len(t.want)+len(t.hooks) == 0 {
-		wanted = "" // to read a table by its name makes it, and with it conntrack's work
+	if t.ifThere {
+		wanted = "" // to read a table by its name makes it
 	}
 	text, err := r.kernel.Save(ctx, wanted)
 	if err != nil {
@@ -468,9 +471,8 @@ func (r *Reconciler) read(ctx context.Context, t *table) error {
 		return err
 	}
 	now := all[t.name]
-	if now == nil && wanted == "" {
+	if now == nil && t.ifThere {
 		now = newActual()
-		now.absent = true
 	}
 	if now == nil {
 		return fmt.Errorf("iptables-save does not show table %s", t.name)

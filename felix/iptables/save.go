@@ -13,8 +13,16 @@ type actual struct {
 	// callers names, for a chain of ours, a chain of somebody else that goes to it by a
 	// rule without our mark. Such a chain cannot be deleted.
 	callers map[string]string
-	// absent: there is no such table, and nothing is wanted in it.
-	absent bool
+}
+
+// bare reports whether nothing of ours is in the table.
+func (a *actual) bare() bool {
+	for _, f := range a.foreign {
+		if len(f.hooks) > 0 {
+			return false
+		}
+	}
+	return len(a.chains) == 0
 }
 
 func newActual() *actual {

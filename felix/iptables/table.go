@@ -111,6 +111,8 @@ type table struct {
 	refused map[owner]refusal
 	// dirty are chains, ours and others', that may differ from what is wanted.
 	dirty map[owner]bool
+	// ifThere: nothing is wanted unless something of ours is there.
+	ifThere bool
 	// now is what the kernel holds; nil when it is not known and must be read.
 	now *actual
 	// canon[digest] is how the kernel prints the rule with that digest.
@@ -132,14 +134,18 @@ func newTable(name Table) *table {
 
 // change is what Set and Update left for a table since the last round.
 type change struct {
-	whole  bool                 // chains and hooks are all that is wanted
-	chains map[string]*compiled // nil: deleted
-	hooks  map[string]*compiledHooks
+	whole   bool                 // chains and hooks are all that is wanted
+	ifThere bool                 // of a whole one
+	chains  map[string]*compiled // nil: deleted
+	hooks   map[string]*compiledHooks
 }
 
 // absorb takes a change in and marks dirty what differs.
 func (t *table) absorb(c *change) {
 	if c.whole {
+		if t.ifThere != c.ifThere {
+			t.ifThere, t.now = c.ifThere, nil
+		}
 		for name := range t.want {
 			if c.chains[name] == nil {
 				t.put(name, nil)

@@ -50,7 +50,8 @@ func TestOneSubnet(t *testing.T) {
 		{"15 the mesh gets a password", meshPassword},
 		{"16 an agent is gone for good", agentGone},
 		{"17 a peer leads nodes' addresses astray", ledAstray},
-		{"18 DEL leaves nothing", delAll},
+		{"18 pools translate what leaves them", natOutgoing},
+		{"19 DEL leaves nothing", delAll},
 	} {
 		if !t.Run(s.name, func(t *testing.T) { s.run(t, f) }) {
 			t.FailNow() // the fabric is not as the next scenario needs it
