@@ -202,6 +202,16 @@ metadata: {name: default}
 spec: {strictAffinity: true, autoAllocateBlocks: true, maxBlocksPerHost: 7, ipCooldownSeconds: 30}
 ---
 apiVersion: projectcalico.org/v3
+kind: FelixConfiguration
+metadata: {name: default}
+spec: {natOutgoingExclusions: IPPoolsAndHostIPs, natPortRange: "32768:65535", iptablesNATOutgoingInterfaceFilter: eth+, bpfEnabled: false}
+---
+apiVersion: projectcalico.org/v3
+kind: FelixConfiguration
+metadata: {name: node.n1}
+spec: {natOutgoingAddress: 10.0.0.9, natPortRange: 0}
+---
+apiVersion: projectcalico.org/v3
 kind: IPReservation
 metadata: {name: r}
 spec: {reservedCIDRs: [10.244.9.0/24, 10.244.8.1/32]}
@@ -230,7 +240,8 @@ data: {mesh: aHVudGVyMg==, tor: aHVudGVyMw==}
 	done := make(chan error, 1)
 	go func() { done <- f.Run(t.Context()) }()
 	want := <-published
-	if len(want.Nodes) != 2 || len(want.Pools) != 2 || len(want.Blocks) != 1 || len(want.Peers) != 1 || want.BGP.MeshPassword != "hunter2" || len(want.Problems) != 1 {
+	if len(want.Nodes) != 2 || len(want.Pools) != 2 || len(want.Blocks) != 1 || len(want.Peers) != 1 || want.BGP.MeshPassword != "hunter2" ||
+		!want.Felix.NATExcludesHosts || want.Felix.NATOutgoingAddress.String() != "10.0.0.9" || want.Felix.NATPorts != (model.PortRange{}) || len(want.Problems) != 1 {
 		t.Fatalf("the folder's: %+v", want)
 	}
 	r := start(t, server.Config)
