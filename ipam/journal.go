@@ -179,7 +179,7 @@ func (j *journal) commit(b *batch, sync bool) error {
 
 // write takes the open batch, and all before it, to the disk. The caller has set busy.
 func (j *journal) write(sync bool) {
-	if j.needsReplacing() {
+	if j.needsReplacing() || j.gone() {
 		j.rewrite()
 		return
 	}
@@ -215,6 +215,41 @@ func (j *journal) needsReplacing() bool {
 	return j.broken != nil
 }
 
+// gone reports whether somebody removed the file, or the folder, under us: the next agent
+// would find nothing, and take the pods' routes away. The caller has set busy.
+func (j *journal) gone() bool {
+	ours, err := j.file.Stat()
+	if err != nil {
+		return false // a write tells
+	}
+	there, err := os.Stat(filepath.Join(j.dir, journalFile))
+	gone := errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(ours, there)
+	if gone {
+		j.log.Warn("journal was removed by somebody; it is written again", "dir", j.dir)
+	}
+	return gone
+}
+
+// restore writes the file again where somebody removed it. Errors show in health.
+func (j *journal) restore() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for j.busy {
+		j.cond.Wait()
+	}
+	if j.closed || j.broken != nil {
+		return // commit does the same with a broken one
+	}
+	j.busy = true
+	j.mu.Unlock()
+	if j.gone() {
+		j.rewrite()
+	}
+	j.mu.Lock()
+	j.busy = false
+	j.cond.Broadcast()
+}
+
 // fail marks the file as unusable and all that is not durable as failed. mu is held.
 func (j *journal) fail(err error) {
 	j.broken = err
@@ -242,6 +277,9 @@ func (j *journal) rewrite() {
 // replace writes frames to a new file, makes it durable and puts it in the old one's place.
 func (j *journal) replace(frames []byte) error {
 	tmp, path := filepath.Join(j.dir, journalNew), filepath.Join(j.dir, journalFile)
+	if err := os.MkdirAll(j.dir, 0o700); err != nil { // somebody may have removed it
+		return err
+	}
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ const (
 // resync reads this node's blocks, and those in which it has addresses, and compares them
 // with the state.
 func (a *Allocator) resync(ctx context.Context) error {
+	a.journal.restore()
 	a.mu.Lock()
 	doubts := a.doubts
 	a.mu.Unlock()
