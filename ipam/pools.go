@@ -267,6 +267,9 @@ func (a *Allocator) reserved(addr netip.Addr) bool {
 // whollyReserved reports whether no address of a block may be given out, and returns a
 // reserved prefix around the block, or the block. a.mu is held.
 func (a *Allocator) whollyReserved(block netip.Prefix) (netip.Prefix, bool) {
+	if _, _, ok := a.host(block); ok {
+		return block, true
+	}
 	touched := false
 	for _, r := range a.snap.Reservations {
 		if r.Bits() <= block.Bits() && r.Contains(block.Addr()) {

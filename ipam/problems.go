@@ -9,11 +9,12 @@ import (
 )
 
 // Problems lists what somebody's hand has to mend: pools that a private folder keeps from
-// serving, and pods whose address is another's, too.
+// serving, pools that hold addresses of nodes or peers, and pods whose address is another's,
+// too.
 func (a *Allocator) Problems() []model.Problem {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return append(a.notPinned(), a.contested()...)
+	return slices.Concat(a.notPinned(), a.aroundHosts(), a.contested())
 }
 
 // notPinned returns the pools that would serve this node if the folder were not private to

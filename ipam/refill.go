@@ -443,7 +443,14 @@ func (a *Allocator) markExact(ctx context.Context, addr netip.Addr) error {
 		if err := a.mayClaim(mp); err != nil {
 			return fmt.Errorf("address %s: block %s does not exist: %w", addr, cidr, err)
 		}
-		_, err := a.create(ctx, netip.PrefixFrom(addr, mp.BlockSize).Masked(), 1, addr)
+		cidr = netip.PrefixFrom(addr, mp.BlockSize).Masked()
+		a.mu.Lock()
+		at, whose, ok := a.host(cidr)
+		a.mu.Unlock()
+		if ok {
+			return fmt.Errorf("address %s: %w: block %s holds %s, the address of %s, and is not used", addr, ErrReserved, cidr, at, whose)
+		}
+		_, err := a.create(ctx, cidr, 1, addr)
 		return err
 	}
 	if err != nil {
