@@ -33,7 +33,13 @@ func shown(t testing.TB, snap *model.Snapshot, s *ipamtest.Store, gone bool) *mo
 	out.Blocks = nil
 	for _, b := range blocks(t, s) {
 		if b.Node() == "n1" {
-			out.Blocks = append(out.Blocks, model.Block{CIDR: b.CIDR, Node: b.Node()})
+			lent := 0
+			for _, slot := range b.Slots {
+				if node := slot.Attrs[ipam.AttrNode]; slot.Handle != "" && node != "n1" {
+					lent++
+				}
+			}
+			out.Blocks = append(out.Blocks, model.Block{CIDR: b.CIDR, Node: b.Node(), Lent: lent})
 		}
 	}
 	if gone {
@@ -146,5 +152,47 @@ func TestLostAddressIsAProblem(t *testing.T) {
 	}
 	if h := handle(t, s, addr); h != "net.thief" {
 		t.Errorf("%s has the handle %q after the DEL of the other pod", addr, h)
+	}
+}
+
+// TestBorrowersLeave: once the last borrower has left a block that its owner does not need,
+// the owner gives the block back because the snapshot shows it, not at the next resync.
+func TestBorrowersLeave(t *testing.T) {
+	s := ipamtest.NewStore()
+	snap := snapshot(pool(t, "a", "10.0.0.0/29", 29)) // one block
+	n1, n2 := open(t, "n1", s, snap), open(t, "n2", s, snap)
+	n1.add(req("c1"))
+	n1.flush()
+	n2.add(req("b1"))
+	n2.flush()
+	if err := n1.Flush(ctx, true); err != nil { // it knows of the borrower
+		t.Fatal(err)
+	}
+	lent := shown(t, snap, s, false)
+	if len(lent.Blocks) != 1 || lent.Blocks[0].Lent == 0 {
+		t.Fatalf("blocks %+v, want one, lent", lent.Blocks)
+	}
+	n1.Set(lent)
+	n1.Release(ctx, "c1", "")
+	none := *lent
+	none.Pools = nil // the pool is gone: nothing keeps the block but who has addresses in it
+	n1.Set(&none)
+	n1.flush()
+	if len(blocks(t, s)) != 1 {
+		t.Fatal("the block went while another node has an address in it")
+	}
+	n2.Release(ctx, "b1", "")
+	n2.Set(&none)
+	n2.flush()
+	left := shown(t, &none, s, false)
+	if len(left.Blocks) != 1 || left.Blocks[0].Lent != 0 {
+		t.Fatalf("blocks %+v, want one that is not lent", left.Blocks)
+	}
+	n1.Set(left)
+	if err := n1.Flush(ctx, false); err != nil { // reads nothing unasked
+		t.Fatal(err)
+	}
+	if got := blocks(t, s); len(got) != 0 {
+		t.Errorf("blocks %v are left, want none", got)
 	}
 }

@@ -117,6 +117,7 @@ type Allocator struct {
 	// the (lost or damaged) journal knows nothing. They stay until DEL or GC names them.
 	orphans map[netip.Addr]orphan
 	dirty   map[netip.Prefix]struct{} // blocks that do not yet say what state says
+	relent  map[netip.Prefix]struct{} // blocks of ours that other nodes changed
 	synced  bool                      // this node's blocks were read since New
 	// doubts counts the times at which a snapshot showed that others may have freed what is
 	// ours: this node was gone, or a block in which it has addresses. settled is what doubts
@@ -154,6 +155,7 @@ func New(cfg Config) (*Allocator, error) {
 		pools:   map[string]*pool{},
 		orphans: map[netip.Addr]orphan{},
 		dirty:   map[netip.Prefix]struct{}{},
+		relent:  map[netip.Prefix]struct{}{},
 		blocks:  map[netip.Prefix]*Block{},
 		stale:   map[netip.Prefix]struct{}{},
 		empty:   map[netip.Prefix]time.Time{},
@@ -201,6 +203,7 @@ func (a *Allocator) Set(s *model.Snapshot) {
 		a.doubts++
 		a.log.Warn("this node or a block in which it has addresses was gone; its blocks are read before another address is given")
 	}
+	a.revisit(old, s)
 	if !sameRules(old, s, a.cfg.Node) {
 		a.sortStash()
 	}
@@ -219,8 +222,25 @@ func (a *Allocator) displaced(old, now *model.Snapshot) bool {
 		return true
 	}
 	return slices.ContainsFunc(old.Blocks, func(b model.Block) bool {
-		return len(a.state.byBlock[b.CIDR]) > 0 && !slices.Contains(now.Blocks, b)
+		return len(a.state.byBlock[b.CIDR]) > 0 && !slices.ContainsFunc(now.Blocks, func(c model.Block) bool { return c.CIDR == b.CIDR && c.Node == b.Node })
 	})
+}
+
+// revisit notes the blocks of ours in which other nodes took or gave back addresses: one
+// that they left may be empty now. a.mu is held.
+func (a *Allocator) revisit(old, now *model.Snapshot) {
+	if old == nil {
+		return
+	}
+	lent := map[netip.Prefix]int{}
+	for _, b := range old.Blocks {
+		lent[b.CIDR] = b.Lent
+	}
+	for _, b := range now.Blocks {
+		if n, ok := lent[b.CIDR]; ok && n != b.Lent && b.Node == a.cfg.Node {
+			a.relent[b.CIDR] = struct{}{}
+		}
+	}
 }
 
 // sameRules reports whether both snapshots say the same of what a stash may serve. Another

@@ -226,6 +226,12 @@ func (a *Allocator) ensureRead(ctx context.Context) error {
 // dirty and gives back empty blocks. The writer's token is held.
 func (a *Allocator) tidy(ctx context.Context) error {
 	a.mu.Lock()
+	for cidr := range a.relent {
+		if a.blocks[cidr] != nil { // a write begins with a reading then
+			a.stale[cidr], a.dirty[cidr] = struct{}{}, struct{}{}
+		}
+	}
+	clear(a.relent)
 	a.returnStash()
 	refills := a.lowPools()
 	a.mu.Unlock()

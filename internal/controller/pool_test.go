@@ -122,7 +122,7 @@ func TestView(t *testing.T) {
 		pool("wrong", "10.0.0.1/16", 3*time.Hour, nil),
 		pool("off", "10.1.0.0/16", time.Hour, func(p *v3.IPPool) { p.Spec.Disabled = true }),
 		pool("leaving", "10.2.0.0/16", time.Hour, func(p *v3.IPPool) { p.DeletionTimestamp = &gone }),
-	}, nil, nil, nil)
+	}, nil, nil)
 	for name, want := range map[string]string{"young": reasonOverlap, "old": reasonOK, "wrong": reasonInvalid, "off": reasonDisabled, "leaving": reasonTerminating} {
 		if s := v.standing[name]; s.reason != want || s.message == "" {
 			t.Errorf("%s: %+v, want %s", name, s, want)

@@ -86,7 +86,7 @@ func TestDecide(t *testing.T) {
 	off := lbPool("off", "10.4.0.0/24", 26)
 	off.Spec.Disabled = true
 	pods := &v3.IPPool{ObjectMeta: metav1.ObjectMeta{Name: "pods"}, Spec: v3.IPPoolSpec{CIDR: "10.9.0.0/24", NodeSelector: "all()"}}
-	v := newView([]*v3.IPPool{lbPool("one", "10.1.0.0/24", 26), lbPool("two", "10.2.0.0/24", 26), lbPool("six", "fd00::/112", 122), manual, off, pods}, nil, nil, nil)
+	v := newView([]*v3.IPPool{lbPool("one", "10.1.0.0/24", 26), lbPool("two", "10.2.0.0/24", 26), lbPool("six", "fd00::/112", 122), manual, off, pods}, nil, nil)
 	for name, tc := range map[string]struct {
 		svc  *corev1.Service
 		held string
@@ -148,7 +148,7 @@ func TestDecide(t *testing.T) {
 }
 
 func TestForeign(t *testing.T) {
-	v := newView([]*v3.IPPool{lbPool("one", "10.1.0.0/24", 26)}, nil, nil, nil)
+	v := newView([]*v3.IPPool{lbPool("one", "10.1.0.0/24", 26)}, nil, nil)
 	for in, want := range map[string]bool{"": false, "10.1.0.7": false, "192.0.2.1": true, "lb.example.com": true} {
 		s := testService("4")
 		if in != "" {
@@ -196,7 +196,7 @@ func TestChooseWalk(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	v := newView([]*v3.IPPool{lbPool("p", "10.0.0.0/27", 29)}, nil,
-		[]*v3.IPReservation{{ObjectMeta: metav1.ObjectMeta{Name: "r"}, Spec: v3.IPReservationSpec{ReservedCIDRs: []string{"10.0.0.8/29", "10.0.0.17/32"}}}}, nil)
+		[]*v3.IPReservation{{ObjectMeta: metav1.ObjectMeta{Name: "r"}, Spec: v3.IPReservationSpec{ReservedCIDRs: []string{"10.0.0.8/29", "10.0.0.17/32"}}}})
 	const usable = 32 - 8 - 1
 	l := newLedger(discard, t0.UTC, func(_, _ *entry) {})
 	holds := map[netip.Addr]bool{}

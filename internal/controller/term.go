@@ -50,7 +50,7 @@ type term struct {
 }
 
 func newTerm(cfg Config, counts *counters) (*term, error) {
-	t := &term{cfg: cfg, log: cfg.Log, counts: counts, blockClient: newBlockClient(cfg.Clients), v: newView(nil, nil, nil, nil)}
+	t := &term{cfg: cfg, log: cfg.Log, counts: counts, blockClient: newBlockClient(cfg.Clients), v: newView(nil, nil, nil)}
 	c := cfg.Clients
 	t.nodes = inform(&corev1.Node{}, trimNode, kubeapi.NewListWatch(
 		func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -198,12 +198,8 @@ func (t *term) refresh() {
 		return
 	}
 	pools := objects[*v3.IPPool](t.pools)
-	var blocks []*v3.IPAMBlock
-	if contested(pools) {
-		blocks = objects[*v3.IPAMBlock](t.blocks)
-	}
 	old := t.v
-	t.v = newView(pools, objects[*v3.IPAMConfiguration](t.configs), objects[*v3.IPReservation](t.reservations), blocks)
+	t.v = newView(pools, objects[*v3.IPAMConfiguration](t.configs), objects[*v3.IPReservation](t.reservations))
 	now := t.v
 	t.mu.Unlock()
 	for _, name := range now.differs(old) {

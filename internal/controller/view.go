@@ -34,9 +34,8 @@ type standing struct {
 }
 
 // newView decides as the agents do, with their own code: internal/watch says which objects
-// are valid and which of two pools that overlap is in force. Blocks settle the order of
-// pools that were created in the same second.
-func newView(pools []*v3.IPPool, config []*v3.IPAMConfiguration, reservations []*v3.IPReservation, blocks []*v3.IPAMBlock) *view {
+// are valid and which of two pools that overlap is in force.
+func newView(pools []*v3.IPPool, config []*v3.IPAMConfiguration, reservations []*v3.IPReservation) *view {
 	v := &view{terminating: map[string]bool{}, standing: map[string]standing{}}
 	var in watch.Input
 	add := func(o *watch.Object) { in.Objects = append(in.Objects, watch.Sourced{Object: o}) }
@@ -48,9 +47,6 @@ func newView(pools []*v3.IPPool, config []*v3.IPAMConfiguration, reservations []
 	}
 	for _, r := range reservations {
 		add(watch.Check(r, watch.Options{}))
-	}
-	for _, b := range blocks {
-		add(watch.Check(b, watch.Options{}))
 	}
 	v.snap = watch.Build(in, watch.Options{})
 	v.pools = v.snap.Pools
@@ -119,21 +115,4 @@ func (v *view) differs(o *view) []string {
 		}
 	}
 	return out
-}
-
-// contested reports whether two of the pools overlap, so that blocks may have to settle
-// which is in force.
-func contested(pools []*v3.IPPool) bool {
-	for i, p := range pools {
-		a, ok := prefix(p.Spec.CIDR)
-		if !ok {
-			continue
-		}
-		for _, q := range pools[:i] {
-			if b, ok := prefix(q.Spec.CIDR); ok && a.Overlaps(b) && p.CreationTimestamp.Equal(&q.CreationTimestamp) {
-				return true
-			}
-		}
-	}
-	return false
 }

@@ -141,6 +141,8 @@ func (p *Pool) Allows(u Use) bool { return slices.Contains(p.AllowedUses, u) }
 type Block struct {
 	CIDR netip.Prefix
 	Node string // the node that owns the block; empty when it has no affinity
+	// Lent is how many of its addresses other nodes hold.
+	Lent int
 }
 
 // IPAMConfig is the IPAMConfiguration named "default", defaulted.

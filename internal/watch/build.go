@@ -129,6 +129,9 @@ func (b *builder) pools() {
 	// is in use, and of two that hold the same the wider one leaves none without a pool.
 	blocks := map[string]int{}
 	for _, o := range b.poolObjects {
+		if b.opt.OwnBlocks {
+			break // another node would count otherwise, and decide otherwise
+		}
 		if slices.ContainsFunc(b.poolObjects, func(x Sourced) bool { return x.Key != o.Key && cidr(x).Overlaps(cidr(o)) }) {
 			for _, x := range b.blockObjects {
 				if c := x.value.(block).CIDR; c.Bits() >= cidr(o).Bits() && cidr(o).Contains(c.Addr()) {

@@ -252,6 +252,14 @@ func (c *checker) block(b *v3.IPAMBlock) block {
 			out.Node = ""
 		}
 	}
+	for _, a := range s.Allocations {
+		if a != nil && *a >= 0 && *a < len(s.Attributes) {
+			at := s.Attributes[*a]
+			if node := at.ActiveOwnerAttrs["node"]; at.HandleID != nil && node != "" && node != out.Node {
+				out.Lent++
+			}
+		}
+	}
 	if s.AffinityClaimTime != nil {
 		out.claimed = s.AffinityClaimTime.Time
 	}

@@ -40,6 +40,9 @@ type Options struct {
 	// NamespaceLabels: the labels of namespaces are known, so that pools with a
 	// namespaceSelector work.
 	NamespaceLabels bool
+	// OwnBlocks: the objects hold the blocks of this node alone, so that their number says
+	// nothing of which pool is in use.
+	OwnBlocks bool
 }
 
 func (o Options) secretNamespace() string {

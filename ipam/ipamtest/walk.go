@@ -521,7 +521,7 @@ func (x *walk) drain() {
 			x.owe(n, h.Key)
 		}
 	}
-	for range 3 {
+	for range 6 { // what a borrower gives back rests, and only then its owner's minute begins
 		x.settle()
 		for _, n := range x.nodes {
 			for _, h := range x.model.Live(n.name) { // settle's own

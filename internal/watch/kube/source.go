@@ -91,7 +91,7 @@ func New(cfg Config) (*Source, error) {
 	}
 	s := &Source{
 		cfg: cfg, log: cfg.Log.With("datastore", "kubernetes"),
-		opt:  watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace, NamespaceLabels: true},
+		opt:  watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace, NamespaceLabels: true, OwnBlocks: true},
 		wake: make(chan struct{}, 1), secrets: map[string]*secretFeed{}, arrived: make(chan struct{}), back: make(chan struct{}),
 	}
 	s.publisher = &watch.Publisher{Options: s.opt, Log: s.log, Publish: cfg.Publish}
