@@ -25,8 +25,8 @@ func TestBlocksOfHostsAreNotClaimed(t *testing.T) {
 			t.Errorf("%s was given; only 192.0.2.12/30 has no host", got)
 		}
 	}
-	if _, err := b.Assign(ctx, req("5")); !errors.Is(err, ipam.ErrExhausted) {
-		t.Errorf("%v, want ErrExhausted", err)
+	if _, err := b.Assign(ctx, req("5")); !errors.Is(err, ipam.ErrExhausted) || !strings.Contains(err.Error(), "192.0.2.5 of Node n1") {
+		t.Errorf("%v, want ErrExhausted that names a node", err)
 	}
 	for _, addr := range []string{"192.0.2.0", "192.0.2.1", "192.0.2.5", "192.0.2.10"} {
 		r := req("x" + addr)

@@ -286,7 +286,11 @@ func (a *Allocator) claimOne(ctx context.Context, mp *model.Pool, n int) (int, e
 		if err == nil && (fresh || a.namedFresh && a.cfg.Now().Sub(a.named) < a.cfg.SearchEvery) {
 			a.mu.Lock()
 			a.poolState(mp.Name).full = true
+			at, whose, hosts := a.host(mp.CIDR)
 			a.mu.Unlock()
+			if hosts {
+				return 0, because(ErrExhausted, "every block has an owner or an address of a node or peer, as %s of %s", at, whose)
+			}
 			return 0, because(ErrExhausted, "every block has an owner")
 		}
 		if err := a.readNames(ctx, true); err != nil {
