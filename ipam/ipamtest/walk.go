@@ -550,6 +550,9 @@ func (x *walk) drain() {
 	}
 	count := map[string]int{}
 	for _, b := range blocks {
+		if len(b.Borrowers()) > 0 {
+			continue // another node's stash keeps it
+		}
 		i := slices.IndexFunc(x.snap.Pools, func(p model.Pool) bool { return p.CIDR.Contains(b.CIDR.Addr()) })
 		id := b.Affinity + " in " + x.snap.Pools[i].Name
 		if count[id]++; count[id] > 1 {
