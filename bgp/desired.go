@@ -52,6 +52,9 @@ func Desired(in Input) (*Speaker, []model.Problem) {
 			s.ListenAddrs = append(s.ListenAddrs, netip.IPv6Unspecified())
 		}
 	}
+	// Of two BGPPeers that contradict each other the older one is in force, so that a new
+	// one ends no session that works; then the first by name.
+	b.peers = slices.SortedStableFunc(slices.Values(in.Snapshot.Peers), func(x, y model.BGPPeer) int { return x.Created.Compare(y.Created) })
 	b.resources()
 	b.reverse()
 	b.mesh()
@@ -69,6 +72,7 @@ func Desired(in Input) (*Speaker, []model.Problem) {
 type builder struct {
 	Input
 	self     *model.Node
+	peers    []model.BGPPeer // in the order in which they win
 	sessions map[netip.Addr]Peer
 	problems []model.Problem
 }
@@ -145,8 +149,8 @@ func applies(r *model.BGPPeer, n *model.Node) bool {
 
 // resources adds the sessions of the BGPPeers in force on this node.
 func (b *builder) resources() {
-	for i := range b.Snapshot.Peers {
-		r := &b.Snapshot.Peers[i]
+	for i := range b.peers {
+		r := &b.peers[i]
 		if !applies(r, b.self) {
 			continue
 		}
@@ -165,8 +169,8 @@ func (b *builder) resources() {
 
 // reverse adds the sessions of BGPPeers of other nodes that select this one.
 func (b *builder) reverse() {
-	for i := range b.Snapshot.Peers {
-		r := &b.Snapshot.Peers[i]
+	for i := range b.peers {
+		r := &b.peers[i]
 		if r.PeerSelector == nil || !r.ReversePeering || !r.PeerSelector.Matches(b.self.Labels) {
 			continue
 		}

@@ -220,6 +220,16 @@ func TestSessions(t *testing.T) {
 			want:    "10.0.0.9:179 as 65001 multihop by x",
 			problem: "BGPPeer y: .spec.asNumber: session with 10.0.0.9 is set up by BGPPeer x in another way",
 		}, {
+			name: "of two that do not the older is in force, whatever its name",
+			change: func(s *model.Snapshot) {
+				s.BGP.Mesh = false
+				young, old := tor("x", "10.0.0.9", 65001), tor("y", "10.0.0.9", 65002)
+				young.Created, old.Created = time.Unix(2000, 0), time.Unix(1000, 0)
+				s.Peers = []model.BGPPeer{young, old}
+			},
+			want:    "10.0.0.9:179 as 65002 multihop by y",
+			problem: "BGPPeer x: .spec.asNumber: session with 10.0.0.9 is set up by BGPPeer y in another way",
+		}, {
 			name: "no address of the family to start from", node: "c",
 			change: func(s *model.Snapshot) {
 				s.BGP.Mesh = false

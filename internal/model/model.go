@@ -182,7 +182,8 @@ type PrefixCommunities struct {
 // BGPPeer is a BGPPeer resource in force. Which nodes it applies to and which addresses
 // it stands for is decided in package bgp.
 type BGPPeer struct {
-	Name string
+	Name    string
+	Created time.Time // zero in a folder, which does not tell
 	// Scope: Node names one node, NodeSelector selects several; both empty mean all.
 	Node         string
 	NodeSelector Selector

@@ -308,6 +308,7 @@ func (b *builder) peers() {
 	self := b.s.Node(b.opt.Node)
 	for _, o := range b.peerObjects {
 		v := o.value.(bgpPeer)
+		v.Created = o.created
 		if r := v.password; r != nil {
 			if !v.concerns(self) {
 				continue
