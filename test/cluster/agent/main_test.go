@@ -110,11 +110,8 @@ func newCluster(t *testing.T) *cluster {
 	c.run("ip", "link", "set", "br0", "up")
 	c.run("ip", "addr", "add", apiAddr+"/24", "dev", "br0")
 	deploy := filepath.Join("..", "..", "..", "deploy")
-	paths := []string{filepath.Join(deploy, "kustomize", "base", "causeway.yaml"), filepath.Join(deploy, "policies", "node-binding.yaml")}
-	for _, plural := range []string{"ippools", "ipamblocks", "ipamconfigurations", "ipreservations", "bgpconfigurations", "bgppeers"} {
-		paths = append(paths, filepath.Join(deploy, "crds", "projectcalico.org_"+plural+".yaml"))
-	}
-	c.must(apiserver.Apply(t.Context(), server.Config, paths...))
+	c.must(apiserver.Apply(t.Context(), server.Config, filepath.Join(deploy, "crds"),
+		filepath.Join(deploy, "kustomize", "base", "causeway.yaml"), filepath.Join(deploy, "policies", "node-binding.yaml")))
 	return c
 }
 
