@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/causeway-net/causeway/test/cluster"
+	"github.com/causeway-net/causeway/test/lab/traffic"
 )
 
 // nodeGrace is what the controller is told to wait before it frees what a Node had that is
@@ -83,7 +84,14 @@ func TestNodeDeleted(t *testing.T) {
 	restored = true
 	rollout(t, ns, "daemonset/web")
 	again := pods(t, ns, "app=web", len(c.Nodes()))
-	ping(t, ends(again), ends(again))
+	// Its neighbours in the rack hold the hardware address of the machine that it was until
+	// the kernel has asked in vain (RFC 4861: 5 s and three probes).
+	eventually(t, 30*time.Second, func() error {
+		if failed := traffic.PingAll(t.Context(), ends(again), ends(again), traffic.PingConfig{}).Failed(); len(failed) > 0 {
+			return fmt.Errorf("no answer:\n%s", failed)
+		}
+		return nil
+	})
 	if after := ownedBy(t, gone); len(after) < 2 {
 		t.Errorf("%s has blocks %v, want one of either family", gone, after)
 	}
