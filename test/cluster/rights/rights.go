@@ -216,7 +216,10 @@ func Compare(manifest []byte, audit io.Reader) (*Report, error) {
 		general := use
 		general.Name = ""
 		if e.Annotations["authorization.k8s.io/decision"] == "forbid" {
-			note(denied, general, e.RequestURI)
+			// What the manifest grants is denied while the manifest is removed, or half applied.
+			if !slices.ContainsFunc(grants, func(g Right) bool { return g.covers(use) }) {
+				note(denied, general, e.RequestURI)
+			}
 			continue
 		}
 		found := false
