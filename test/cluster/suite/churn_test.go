@@ -33,8 +33,9 @@ const (
 	churnLanes  = 8  // direct calls on each node at once
 
 	// What an address may cost the API server: writes of blocks by all agents, for the whole
-	// life of the pod.
-	writesInBursts = 0.2
+	// life of the pod. In bursts the goal is 0.2, and 0.16 is measured; how many pods share a
+	// write depends on how fast the machine starts them, so that a slow one has some room.
+	writesInBursts = 0.3
 	writesSparse   = 1.0
 )
 
