@@ -5,12 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/causeway-net/causeway/cni-plugin/server"
@@ -81,16 +79,15 @@ func openKubernetes(o options, log *slog.Logger, publish func(*model.Snapshot)) 
 	if err != nil {
 		return nil, err
 	}
-	memory := &memory{path: filepath.Join(o.runDir, "snapshot.json"), node: o.nodeName, log: log, publish: publish}
-	memory.keeper = last.NewKeeper(memory.path, o.nodeName, log)
+	keeper := last.NewKeeper(filepath.Join(o.runDir, "snapshot.json"), o.nodeName, log, publish)
 	source, err := watchkube.New(watchkube.Config{
-		Clients: clients, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: memory.set,
+		Clients: clients, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: keeper.Publish,
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &datastore{
-		tasks: []task.Task{source, memory.keeper, task.Func("memory", memory.run)}, store: store, clients: clients,
+		tasks: []task.Task{source, keeper}, store: store, clients: clients,
 		resync: ipamkube.Resync, searchEvery: ipamkube.SearchEvery, linger: ipamkube.Linger,
 		trouble: func() error { return watchTrouble(source.Status()) },
 		workload: func(ctx context.Context, namespace, pod, uid string) (server.Workload, error) {
@@ -100,52 +97,6 @@ func openKubernetes(o options, log *slog.Logger, publish func(*model.Snapshot)) 
 			}, err
 		},
 	}, nil
-}
-
-// memory publishes the snapshot that an earlier agent left, when the Kubernetes API does
-// not answer soon: the node's peers forget it otherwise (I4). It stands in the run folder,
-// so that none is older than the node's last start.
-type memory struct {
-	path, node string
-	log        *slog.Logger
-	keeper     *last.Keeper
-	publish    func(*model.Snapshot)
-
-	mu    sync.Mutex // held while publishing
-	known bool       // the API has told
-}
-
-// memoryAfter is how long the API may take: less than it takes peers to forget a node.
-const memoryAfter = 5 * time.Second
-
-// set publishes what the API tells.
-func (m *memory) set(snap *model.Snapshot) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.known = true
-	m.publish(snap)
-	m.keeper.Set(snap)
-}
-
-func (m *memory) run(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-time.After(memoryAfter):
-	}
-	m.mu.Lock()
-	if !m.known {
-		switch snap, err := last.Load(m.path, m.node); {
-		case err == nil:
-			m.log.Warn("the Kubernetes API does not answer; working from what an earlier agent knew")
-			m.publish(snap)
-		case !errors.Is(err, fs.ErrNotExist):
-			m.log.Warn("the Kubernetes API does not answer, and what an earlier agent knew cannot be used", "error", err)
-		}
-	}
-	m.mu.Unlock()
-	<-ctx.Done()
-	return nil
 }
 
 // clients are those of the agent's own account, or of --kubeconfig's user.

@@ -290,7 +290,7 @@ func (a *agent) bgpSynced() {
 	unknown := a.snap.BGP.Unknown
 	a.mu.Unlock()
 	if unknown {
-		a.log.Warn("BGPConfiguration default was never valid: learned routes of an earlier agent stay until the next start")
+		a.log.Warn("the BGP configuration or a password that it names is not known: learned routes of an earlier agent stay until the next start")
 		return
 	}
 	a.routes.InSync(model.OwnerBGP)

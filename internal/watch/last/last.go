@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -123,27 +124,37 @@ func Load(path, node string) (*model.Snapshot, error) {
 	return snap, nil
 }
 
-// Keeper writes snapshots to disk as they come.
+// after is how long the datastore may take to tell: less than it takes peers to forget a
+// node.
+const after = 5 * time.Second
+
+// Keeper stands between a source of snapshots and who works from them: it passes on what
+// the source tells and keeps it on disk, and when the source does not tell soon, it passes
+// on what an earlier agent kept.
 type Keeper struct {
 	path, node string
 	log        *slog.Logger
+	publish    func(*model.Snapshot)
 	wake       chan struct{} // capacity 1
 
-	mu   sync.Mutex
-	snap *model.Snapshot
+	mu   sync.Mutex      // held while publishing
+	snap *model.Snapshot // the source's newest; nil until it has told
 }
 
-// NewKeeper makes a Keeper of the file at path. Nothing is written yet.
-func NewKeeper(path, node string, log *slog.Logger) *Keeper {
-	return &Keeper{path: path, node: node, log: log, wake: make(chan struct{}, 1)}
+// NewKeeper makes a Keeper of the file at path, which must not survive the node's going
+// down. Nothing is read or written yet.
+func NewKeeper(path, node string, log *slog.Logger, publish func(*model.Snapshot)) *Keeper {
+	return &Keeper{path: path, node: node, log: log, publish: publish, wake: make(chan struct{}, 1)}
 }
 
 func (k *Keeper) String() string { return "last snapshot" }
 
-// Set gives the newest snapshot. It does not wait.
-func (k *Keeper) Set(snap *model.Snapshot) {
+// Publish passes on the source's newest snapshot. It waits for who works from it, and not
+// for the disk.
+func (k *Keeper) Publish(snap *model.Snapshot) {
 	k.mu.Lock()
 	k.snap = snap
+	k.publish(snap)
 	k.mu.Unlock()
 	select {
 	case k.wake <- struct{}{}:
@@ -151,14 +162,19 @@ func (k *Keeper) Set(snap *model.Snapshot) {
 	}
 }
 
-// Run writes until ctx is cancelled. A disk that refuses is logged: the agent works
-// without the file.
+// Run writes what is published until ctx is cancelled. A disk that refuses is logged: the
+// agent works without the file.
 func (k *Keeper) Run(ctx context.Context) error {
+	late := time.NewTimer(after)
+	defer late.Stop()
 	failing := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-late.C:
+			k.recall()
+			continue
 		case <-k.wake:
 		}
 		k.mu.Lock()
@@ -174,6 +190,22 @@ func (k *Keeper) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(gather):
 		}
+	}
+}
+
+// recall publishes what an earlier agent kept, unless the source has told.
+func (k *Keeper) recall() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.snap != nil {
+		return
+	}
+	switch snap, err := Load(k.path, k.node); {
+	case err == nil:
+		k.log.Warn("the datastore does not answer; working from what an earlier agent knew")
+		k.publish(snap)
+	case !errors.Is(err, fs.ErrNotExist):
+		k.log.Warn("the datastore does not answer, and what an earlier agent knew cannot be used", "error", err)
 	}
 }
 

@@ -53,12 +53,12 @@ func TestRoundTrip(t *testing.T) {
 	if _, err := Load(path, "n1"); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("without a file: %v", err)
 	}
-	k := NewKeeper(path, "n1", slog.New(slog.DiscardHandler))
+	k := NewKeeper(path, "n1", slog.New(slog.DiscardHandler), func(*model.Snapshot) {})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- k.Run(ctx) }()
 	want := full(t)
-	k.Set(want)
+	k.Publish(want)
 	var got *model.Snapshot
 	for deadline := time.Now().Add(10 * time.Second); got == nil; time.Sleep(time.Millisecond) {
 		got, _ = Load(path, "n1")
@@ -89,6 +89,37 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v: want mode 0600", fi.Mode(), err)
+	}
+}
+
+// TestRecall shows that what an earlier agent kept is published once, and only while the
+// source has not told.
+func TestRecall(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "snapshot.json")
+	var got []*model.Snapshot
+	open := func() *Keeper {
+		return NewKeeper(path, "n1", slog.New(slog.DiscardHandler), func(s *model.Snapshot) { got = append(got, s) })
+	}
+	if open().recall(); len(got) != 0 {
+		t.Fatal("something was published without a file")
+	}
+	if err := open().write(full(t)); err != nil {
+		t.Fatal(err)
+	}
+	k := open()
+	if k.recall(); len(got) != 1 || got[0].Revision != 7 {
+		t.Fatalf("published %v, want what was kept", got)
+	}
+	newer := &model.Snapshot{Revision: 1}
+	k.Publish(newer)
+	if k.recall(); len(got) != 2 || got[1] != newer {
+		t.Errorf("published %v, want the source's and nothing after it", got)
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if open().recall(); len(got) != 2 {
+		t.Error("a broken file was published")
 	}
 }
 
