@@ -33,10 +33,10 @@ func shown(t testing.TB, snap *model.Snapshot, s *ipamtest.Store, gone bool) *mo
 	out.Blocks = nil
 	for _, b := range blocks(t, s) {
 		if b.Node() == "n1" {
-			lent := 0
-			for _, slot := range b.Slots {
+			var lent []model.Loan
+			for i, slot := range b.Slots {
 				if node := slot.Attrs[ipam.AttrNode]; slot.Handle != "" && node != "n1" {
-					lent++
+					lent = append(lent, model.Loan{Addr: b.Addr(i), Node: node})
 				}
 			}
 			out.Blocks = append(out.Blocks, model.Block{CIDR: b.CIDR, Node: b.Node(), Lent: lent})
@@ -169,7 +169,7 @@ func TestBorrowersLeave(t *testing.T) {
 		t.Fatal(err)
 	}
 	lent := shown(t, snap, s, false)
-	if len(lent.Blocks) != 1 || lent.Blocks[0].Lent == 0 {
+	if len(lent.Blocks) != 1 || len(lent.Blocks[0].Lent) == 0 {
 		t.Fatalf("blocks %+v, want one, lent", lent.Blocks)
 	}
 	n1.Set(lent)
@@ -185,7 +185,7 @@ func TestBorrowersLeave(t *testing.T) {
 	n2.Set(&none)
 	n2.flush()
 	left := shown(t, &none, s, false)
-	if len(left.Blocks) != 1 || left.Blocks[0].Lent != 0 {
+	if len(left.Blocks) != 1 || len(left.Blocks[0].Lent) != 0 {
 		t.Fatalf("blocks %+v, want one that is not lent", left.Blocks)
 	}
 	n1.Set(left)

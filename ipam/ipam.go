@@ -234,10 +234,10 @@ func (a *Allocator) revisit(old, now *model.Snapshot) {
 	}
 	lent := map[netip.Prefix]int{}
 	for _, b := range old.Blocks {
-		lent[b.CIDR] = b.Lent
+		lent[b.CIDR] = len(b.Lent)
 	}
 	for _, b := range now.Blocks {
-		if n, ok := lent[b.CIDR]; ok && n != b.Lent && b.Node == a.cfg.Node {
+		if n, ok := lent[b.CIDR]; ok && n != len(b.Lent) && b.Node == a.cfg.Node {
 			a.relent[b.CIDR] = struct{}{}
 		}
 	}

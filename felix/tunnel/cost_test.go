@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 // counted counts what goes to the kernel under it.
@@ -47,7 +49,7 @@ func (c *counted) peers(index int) (map[mac]fdbEntry, map[netip.Addr]neighEntry,
 // none. Counted at the seam, and by the kernel's own notifications.
 func TestCostOfAChange(t *testing.T) {
 	t.Parallel()
-	for _, k := range []Kind{VXLAN4, VXLAN6} {
+	for _, k := range []model.Tunnel{model.TunnelVXLAN4, model.TunnelVXLAN6} {
 		t.Run(k.String(), func(t *testing.T) {
 			t.Parallel()
 			n := newNetNS(t)
@@ -66,7 +68,7 @@ func TestCostOfAChange(t *testing.T) {
 			}
 			set := func() {
 				t.Helper()
-				d.Set([]Device{dev})
+				d.Set([]model.TunnelDevice{dev})
 				if err := wait(t, d); err != nil {
 					t.Fatal(err)
 				}

@@ -8,71 +8,23 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
-// Kind is one of the three encapsulations.
-type Kind uint8
-
-// The kinds; a node has at most one device of each.
-const (
-	IPIP   Kind = iota // IPv4 in IPv4, RFC 2003
-	VXLAN4             // RFC 7348 over IPv4, carrying IPv4
-	VXLAN6             // RFC 7348 over IPv6, carrying IPv6
-
-	kinds = 3
-)
-
-// Device is the name of the kind's link, as Calico has it.
-func (k Kind) Device() string {
-	return [kinds]string{"tunl0", "vxlan.calico", "vxlan-v6.calico"}[k]
-}
-
-func (k Kind) String() string { return [kinds]string{"ipip", "vxlan", "vxlan-v6"}[k] }
-
-// Defaults of Calico's FelixConfiguration (vxlanVNI, vxlanPort).
-const (
-	DefaultVNI  = 4096
-	DefaultPort = 4789
-)
-
-// Peer is another node that takes VXLAN packets. IPIP needs none: the route's next hop
-// says where its packets go.
-type Peer struct {
-	Node     string
-	Underlay netip.Addr       // the node's address, which packets are sent to
-	Addr     netip.Addr       // the node's tunnel address, which is the routes' next hop
-	MAC      net.HardwareAddr // of its device; nil: MAC of Node
-}
-
-// Device is an encapsulation device as it should be.
-type Device struct {
-	Kind Kind
-	Node string // this node's name; required for VXLAN unless MAC is given
-	MTU  int    // bytes, the outer headers not counted; required
-	// Addr is this node's tunnel address; the link has it as /32 or /128 and no other. The
-	// zero Addr: not known yet, and what the link has is left.
-	Addr  netip.Addr
-	Local netip.Addr // VXLAN: the node's address, source of the outer packets; required
-	VNI   int        // VXLAN: 1 to 16777215; 0: DefaultVNI
-	Port  int        // VXLAN: UDP port; 0: DefaultPort
-	MAC   net.HardwareAddr
-	// ChecksumOffload leaves the transmit checksum of inner packets to the hardware below,
-	// which some drivers get wrong: false switches it off. VXLAN.
-	ChecksumOffload bool
-	Peers           []Peer
-}
+const kinds = model.Tunnels
 
 // MAC is the address of the VXLAN device of kind k of a node, derived from the node's name
 // as Calico's VXLANResolver does (felix/calc/vxlan_resolver.go): the letter "f" (66, a
 // locally administered unicast address) and the first five bytes of the name's SHA-1; for
 // IPv6 the name has "-v6" appended.
-func MAC(node string, k Kind) net.HardwareAddr {
+func MAC(node string, k model.Tunnel) net.HardwareAddr {
 	m := nodeMAC(node, k)
 	return m[:]
 }
 
-func nodeMAC(node string, k Kind) (m mac) {
-	if k == VXLAN6 {
+func nodeMAC(node string, k model.Tunnel) (m mac) {
+	if k == model.TunnelVXLAN6 {
 		node += "-v6"
 	}
 	sum := sha1.Sum([]byte(node))
@@ -86,9 +38,9 @@ type mac [6]byte
 
 func (m mac) String() string { return net.HardwareAddr(m[:]).String() }
 
-// target is a Device checked, and in the form that plan compares.
+// target is a device checked, and in the form that plan compares.
 type target struct {
-	kind     Kind
+	kind     model.Tunnel
 	name     string
 	mtu      int
 	addr     netip.Addr
@@ -118,50 +70,47 @@ type vxlan struct {
 	odd       string // settings that ours never has, as ip(8) names them; a wanted one has none
 }
 
-// is4 is the family of what the kind carries, and of what it is carried in.
-func (k Kind) is4() bool { return k != VXLAN6 }
-
 // family says IPv4 or IPv6.
-func (k Kind) family() string {
-	if k.is4() {
+func family(k model.Tunnel) string {
+	if k.Is4() {
 		return "IPv4"
 	}
 	return "IPv6"
 }
 
 // fits reports whether a is a usable address of the kind's family.
-func (k Kind) fits(a netip.Addr) bool {
-	return a.IsValid() && a.Is4() == k.is4() && !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast()
+func fits(k model.Tunnel, a netip.Addr) bool {
+	return a.IsValid() && a.Is4() == k.Is4() && !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast()
 }
 
 // minMTU is the least MTU of a device: what the protocols demand of every link (RFC 791,
 // RFC 8200 §5).
-func (k Kind) minMTU() int {
-	if k.is4() {
+func minMTU(k model.Tunnel) int {
+	if k.Is4() {
 		return 68
 	}
 	return 1280
 }
 
 // compile checks d.
-func compile(d Device) *target {
-	t := &target{kind: d.Kind, name: d.Kind.Device(), mtu: d.MTU, addr: d.Addr, offload: d.ChecksumOffload}
+func compile(d model.TunnelDevice) *target {
+	t := &target{kind: d.Tunnel, name: d.Tunnel.Device(), mtu: d.MTU, addr: d.Addr, offload: d.ChecksumOffload}
 	wrong := func(format string, args ...any) {
 		t.broken = true
 		t.problems = append(t.problems, fmt.Errorf(t.name+": "+format, args...))
 	}
-	if d.MTU < d.Kind.minMTU() || d.MTU > 65535 {
-		wrong("MTU %d: must be %d to 65535", d.MTU, d.Kind.minMTU())
+	if d.MTU < minMTU(d.Tunnel) || d.MTU > 65535 {
+		wrong("MTU %d: must be %d to 65535", d.MTU, minMTU(d.Tunnel))
 	}
-	if d.Addr.IsValid() && !d.Kind.fits(d.Addr) {
-		wrong("tunnel address %s: must be an %s unicast address", d.Addr, d.Kind.family())
+	if d.Addr.IsValid() && !fits(d.Tunnel, d.Addr) {
+		wrong("tunnel address %s: must be an %s unicast address", d.Addr, family(d.Tunnel))
 	}
-	if d.Kind == IPIP {
+	if d.Tunnel == model.TunnelIPIP {
 		return t
 	}
-	t.vxlan = vxlan{vni: cmp.Or(d.VNI, DefaultVNI), port: cmp.Or(d.Port, DefaultPort), local: d.Local}
-	if !d.Kind.fits(d.Local) {
-		wrong("node address %v: VXLAN needs the node's %s address", d.Local, d.Kind.family())
+	t.vxlan = vxlan{vni: cmp.Or(d.VNI, model.DefaultVXLANVNI), port: cmp.Or(d.Port, model.DefaultVXLANPort), local: d.Local}
+	if !fits(d.Tunnel, d.Local) {
+		wrong("node address %v: VXLAN needs the node's %s address", d.Local, family(d.Tunnel))
 	}
 	if t.vxlan.vni < 1 || t.vxlan.vni >= 1<<24 {
 		wrong("VNI %d: must be 1 to 16777215", t.vxlan.vni)
@@ -170,7 +119,7 @@ func compile(d Device) *target {
 		wrong("port %d: must be 1 to 65535", t.vxlan.port)
 	}
 	var err error
-	if t.mac, err = macOf(d.MAC, d.Node, d.Kind); err != nil {
+	if t.mac, err = macOf(d.MAC, d.Node, d.Tunnel); err != nil {
 		wrong("%w", err)
 	}
 	t.compilePeers(d)
@@ -179,11 +128,11 @@ func compile(d Device) *target {
 
 // compilePeers takes the peers that can be programmed. Of two that contradict each other
 // the first by name counts, so that every node decides alike.
-func (t *target) compilePeers(d Device) {
+func (t *target) compilePeers(d model.TunnelDevice) {
 	t.fdb, t.neigh = make(map[mac]netip.Addr, len(d.Peers)), make(map[netip.Addr]mac, len(d.Peers))
 	byMAC, byAddr := make(map[mac]string, len(d.Peers)), make(map[netip.Addr]string, len(d.Peers))
 	sorted := slices.Clone(d.Peers)
-	slices.SortStableFunc(sorted, func(a, b Peer) int { return cmp.Compare(a.Node, b.Node) })
+	slices.SortStableFunc(sorted, func(a, b model.TunnelPeer) int { return cmp.Compare(a.Node, b.Node) })
 	for _, p := range sorted {
 		wrong := func(format string, args ...any) {
 			t.problems = append(t.problems, fmt.Errorf("%s: peer %s: "+format, append([]any{t.name, p.Node}, args...)...))
@@ -194,10 +143,10 @@ func (t *target) compilePeers(d Device) {
 		switch {
 		case err != nil:
 			wrong("%w", err)
-		case !t.kind.fits(p.Underlay):
-			wrong("node address %v: must be an %s unicast address", p.Underlay, t.kind.family())
-		case !t.kind.fits(p.Addr):
-			wrong("tunnel address %v: must be an %s unicast address", p.Addr, t.kind.family())
+		case !fits(t.kind, p.Underlay):
+			wrong("node address %v: must be an %s unicast address", p.Underlay, family(t.kind))
+		case !fits(t.kind, p.Addr):
+			wrong("tunnel address %v: must be an %s unicast address", p.Addr, family(t.kind))
 		case dupMAC:
 			wrong("MAC %s is that of peer %s too; left out", m, sameMAC)
 		case dupAddr:
@@ -215,7 +164,7 @@ func (t *target) compilePeers(d Device) {
 }
 
 // macOf is m, or what is derived from the node's name.
-func macOf(m net.HardwareAddr, node string, k Kind) (mac, error) {
+func macOf(m net.HardwareAddr, node string, k model.Tunnel) (mac, error) {
 	switch {
 	case m == nil && node == "":
 		return mac{}, errors.New("neither MAC nor the node's name is given")

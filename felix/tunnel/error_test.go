@@ -12,12 +12,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 // TestNothingBeforeSet: without a Set nothing is read, let alone written (I3, I4).
 func TestNothingBeforeSet(t *testing.T) {
 	w := &fakeWorld{newFakeKernel()}
-	w.harm(op{verb: linkAdd, kind: VXLAN4, mtu: 1400, vxlan: vxlan{vni: 1, port: 4789, local: a("10.0.0.1")}})
+	w.harm(op{verb: linkAdd, kind: model.TunnelVXLAN4, mtu: 1400, vxlan: vxlan{vni: 1, port: 4789, local: a("10.0.0.1")}})
 	d := w.devices(discard)
 	opened := false
 	d.open = func() (kernel, error) {
@@ -44,12 +46,12 @@ func TestOneBadPeer(t *testing.T) {
 	}
 	d := w.devices(discard)
 	startIn(t, w, d)
-	dev := deviceOf(VXLAN4, 1, 2, 3, 4)
-	dev.Peers = append(dev.Peers, Peer{Node: "node9"})
-	d.Set([]Device{dev})
+	dev := deviceOf(model.TunnelVXLAN4, 1, 2, 3, 4)
+	dev.Peers = append(dev.Peers, model.TunnelPeer{Node: "node9"})
+	d.Set([]model.TunnelDevice{dev})
 	err := wait(t, d)
 	for _, text := range []string{
-		"vxlan.calico: peer node3: bridge fdb replace " + nodeMAC("node3", VXLAN4).String() + " dev vxlan.calico dst 10.0.0.3 self permanent: no buffer space available",
+		"vxlan.calico: peer node3: bridge fdb replace " + nodeMAC("node3", model.TunnelVXLAN4).String() + " dev vxlan.calico dst 10.0.0.3 self permanent: no buffer space available",
 		"vxlan.calico: peer node9: node address invalid IP: must be an IPv4 unicast address",
 	} {
 		if err == nil || !strings.Contains(err.Error(), text) {
@@ -64,11 +66,11 @@ func TestOneBadPeer(t *testing.T) {
 	})
 	bad.Store(false)
 	dev.Peers = dev.Peers[:3]
-	d.Set([]Device{dev})
+	d.Set([]model.TunnelDevice{dev})
 	if err := wait(t, d); err != nil {
 		t.Fatal(err)
 	}
-	want(t, w, []Device{dev})
+	want(t, w, []model.TunnelDevice{dev})
 }
 
 // TestErrorsOfTheKernel: what stands in the way on a real node is named, with what to do.
@@ -77,21 +79,21 @@ func TestErrorsOfTheKernel(t *testing.T) {
 	n := newNetNS(t)
 	d := n.devices(discard)
 	startIn(t, n, d)
-	dev := deviceOf(VXLAN4, 1, 2)
+	dev := deviceOf(model.TunnelVXLAN4, 1, 2)
 	expect := func(text string) {
 		t.Helper()
-		d.Set([]Device{dev, deviceOf(VXLAN6, 1, 2)})
+		d.Set([]model.TunnelDevice{dev, deviceOf(model.TunnelVXLAN6, 1, 2)})
 		if err := wait(t, d); err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("Wait: %v\nwant %s", err, text)
 		}
-		want := deviceOf(VXLAN6, 1, 2)
-		if s := d.Status(); len(s) != 2 || s[1].Device != want.Kind.Device() || !s[1].Up || s[1].Peers != 1 {
+		want := deviceOf(model.TunnelVXLAN6, 1, 2)
+		if s := d.Status(); len(s) != 2 || s[1].Device != want.Tunnel.Device() || !s[1].Up || s[1].Peers != 1 {
 			t.Errorf("the other device: %+v", s)
 		}
 	}
 	n.ip("link add flannel.1 type vxlan id 4096 dstport 4789 local 10.0.0.1")
 	expect("vxlan.calico: another device has VNI 4096 and port 4789 (ip -d link show type vxlan): remove it")
-	d.Set([]Device{deviceOf(VXLAN6, 1, 2)})
+	d.Set([]model.TunnelDevice{deviceOf(model.TunnelVXLAN6, 1, 2)})
 	if err := wait(t, d); err != nil {
 		t.Fatal(err)
 	}
@@ -113,11 +115,11 @@ func TestErrorsOfTheKernel(t *testing.T) {
 	dev.Port = 8472
 	expect("vxlan.calico: another program has the UDP port (ss -ulnp)")
 	socket.Close()
-	d.Set([]Device{dev})
+	d.Set([]model.TunnelDevice{dev})
 	if err := wait(t, d); err != nil {
 		t.Fatal(err)
 	}
-	want(t, n, []Device{dev})
+	want(t, n, []model.TunnelDevice{dev})
 }
 
 // TestMadeAnew: a device with wrong settings of its own is replaced, which is logged with
@@ -139,12 +141,12 @@ func TestMadeAnew(t *testing.T) {
 			var log lockedBuffer
 			d := n.devices(slog.New(slog.NewTextHandler(&log, nil)))
 			startIn(t, n, d)
-			dev := deviceOf(VXLAN4, 1, 2)
-			d.Set([]Device{dev})
+			dev := deviceOf(model.TunnelVXLAN4, 1, 2)
+			d.Set([]model.TunnelDevice{dev})
 			if err := wait(t, d); err != nil {
 				t.Fatal(err)
 			}
-			want(t, n, []Device{dev})
+			want(t, n, []model.TunnelDevice{dev})
 			if text := log.String(); !strings.Contains(text, "made anew") || !strings.Contains(text, c.why) {
 				t.Errorf("log\n%s", text)
 			}
@@ -156,10 +158,10 @@ func TestMadeAnew(t *testing.T) {
 func TestAdopted(t *testing.T) {
 	t.Parallel()
 	n := newNetNS(t)
-	dev := deviceOf(VXLAN4, 1, 2)
+	dev := deviceOf(model.TunnelVXLAN4, 1, 2)
 	first := n.devices(discard)
 	stop := startIn(t, n, first)
-	first.Set([]Device{dev})
+	first.Set([]model.TunnelDevice{dev})
 	if err := wait(t, first); err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +170,7 @@ func TestAdopted(t *testing.T) {
 	var log lockedBuffer
 	d := n.devices(slog.New(slog.NewTextHandler(&log, nil)))
 	startIn(t, n, d)
-	d.Set([]Device{dev})
+	d.Set([]model.TunnelDevice{dev})
 	if err := wait(t, d); err != nil {
 		t.Fatal(err)
 	}
@@ -179,8 +181,8 @@ func TestAdopted(t *testing.T) {
 
 // TestNotices: what a notification means for what is believed.
 func TestNotices(t *testing.T) {
-	got := standing(deviceOf(VXLAN4, 1, 2))
-	m := nodeMAC("node2", VXLAN4)
+	got := standing(deviceOf(model.TunnelVXLAN4, 1, 2))
+	m := nodeMAC("node2", model.TunnelVXLAN4)
 	fdb := neighMsg{family: unix.AF_BRIDGE, index: 7, state: unix.NUD_PERMANENT, flags: unix.NTF_SELF, dst: a("10.0.0.2"), mac: m}
 	neigh := neighMsg{family: unix.AF_INET, index: 7, state: unix.NUD_PERMANENT, dst: a("10.244.0.2"), mac: m}
 	with := func(m neighMsg, change func(*neighMsg)) neighMsg { change(&m); return m }
@@ -219,7 +221,7 @@ func TestLostNotices(t *testing.T) {
 	var in inbox
 	f.in, f.poke, f.listening = &in, func() {}, true
 	l := &fakeLink{linkState: linkState{index: 7}}
-	in.watch(VXLAN4, 7)
+	in.watch(model.TunnelVXLAN4, 7)
 	for range inboxMost + 5 {
 		f.tellNeigh(unix.RTM_NEWNEIGH, l, true, a("10.0.0.9"), mac{2})
 	}
@@ -227,7 +229,7 @@ func TestLostNotices(t *testing.T) {
 	in.take(&devices)
 	for k := range devices {
 		if devices[k].doubt != doubtAll {
-			t.Errorf("%s: doubt %d", Kind(k), devices[k].doubt)
+			t.Errorf("%s: doubt %d", model.Tunnel(k), devices[k].doubt)
 		}
 		devices[k].doubt = 0
 	}
@@ -236,12 +238,12 @@ func TestLostNotices(t *testing.T) {
 	f.tellLink(unix.RTM_NEWLINK, &fakeLink{linkState: linkState{index: 11}}, "cali123")
 	f.tellAddr(l)
 	in.take(&devices)
-	if got, want := []doubt{devices[IPIP].doubt, devices[VXLAN4].doubt, devices[VXLAN6].doubt}, []doubt{doubtLink, doubtAddrs, 0}; !slices.Equal(got, want) {
+	if got, want := []doubt{devices[model.TunnelIPIP].doubt, devices[model.TunnelVXLAN4].doubt, devices[model.TunnelVXLAN6].doubt}, []doubt{doubtLink, doubtAddrs, 0}; !slices.Equal(got, want) {
 		t.Errorf("doubts %v, want %v", got, want)
 	}
 	in.overrun()
 	in.take(&devices)
-	if devices[VXLAN6].doubt != doubtAll {
+	if devices[model.TunnelVXLAN6].doubt != doubtAll {
 		t.Error("an overrun leaves no doubt")
 	}
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 // fakeKernel does what rtnetlink would, refuses what it would refuse, notifies, and counts.
@@ -292,20 +294,20 @@ func (f *fakeKernel) addLink(o *op, name string) error {
 	if f.links[name] != nil {
 		return unix.EEXIST
 	}
-	if o.kind == IPIP && f.noIPIP {
+	if o.kind == model.TunnelIPIP && f.noIPIP {
 		return unix.EOPNOTSUPP
 	}
 	for _, l := range f.links {
-		if v := l.vxlan; o.kind != IPIP && v.vni == o.vxlan.vni && v.port == o.vxlan.port && v.local.Is4() == o.vxlan.local.Is4() {
+		if v := l.vxlan; o.kind != model.TunnelIPIP && v.vni == o.vxlan.vni && v.port == o.vxlan.port && v.local.Is4() == o.vxlan.local.Is4() {
 			return unix.EEXIST
 		}
 	}
 	l := &fakeLink{
-		linkState: linkState{index: f.next, kind: o.kind.linkKind(), mtu: o.mtu, mac: o.mac, vxlan: o.vxlan, offload: o.kind != IPIP},
+		linkState: linkState{index: f.next, kind: linkKind(o.kind), mtu: o.mtu, mac: o.mac, vxlan: o.vxlan, offload: o.kind != model.TunnelIPIP},
 		sysctls:   map[string]string{}, addrs: map[netip.Prefix]string{}, fdb: map[mac][]fdbEntry{}, neigh: map[netip.Addr]neighEntry{},
 	}
 	f.next++
-	for _, k := range []Kind{o.kind, VXLAN4, VXLAN6} { // every link has the sysctls of both families
+	for _, k := range []model.Tunnel{o.kind, model.TunnelVXLAN4, model.TunnelVXLAN6} { // every link has the sysctls of both families
 		for _, s := range sysctls(k) {
 			l.sysctls[strings.Replace(s.name, k.Device(), name, 1)] = map[bool]string{true: "1", false: "0"}[s.value == "0"]
 		}
@@ -367,7 +369,7 @@ func (f *fakeKernel) dump() []string {
 		for a, e := range l.neigh {
 			out = append(out, neighLine(name, a, e.mac))
 		}
-		for k := range Kind(kinds) {
+		for k := range model.Tunnel(kinds) {
 			for _, s := range sysctls(k) {
 				if k.Device() == name {
 					out = append(out, "sysctl "+s.name+"="+l.sysctls[s.name])

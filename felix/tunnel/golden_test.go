@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 // The lines of a dump, of the fake, of the real kernel and of what is wanted.
@@ -32,14 +34,14 @@ func neighLine(name string, a netip.Addr, m mac) string {
 
 // golden says what the kernel must have for devices, written from the contract alone.
 // tunl0, once it was there, stays when it is not wanted; its sysctls are of no matter then.
-func golden(devices []Device, tunl0 *linkState) []string {
+func golden(devices []model.TunnelDevice, tunl0 *linkState) []string {
 	var out []string
 	seen := false
 	for _, d := range devices {
-		name := d.Kind.Device()
+		name := d.Tunnel.Device()
 		l := linkState{kind: "ipip", mtu: d.MTU, up: true, alias: "causeway"}
 		label := "tunl0:causeway"
-		if d.Kind != IPIP {
+		if d.Tunnel != model.TunnelIPIP {
 			label = ""
 			vni, port, m := d.VNI, d.Port, d.MAC
 			if vni == 0 {
@@ -49,7 +51,7 @@ func golden(devices []Device, tunl0 *linkState) []string {
 				port = 4789
 			}
 			if m == nil {
-				m = MAC(d.Node, d.Kind)
+				m = MAC(d.Node, d.Tunnel)
 			}
 			l = linkState{kind: "vxlan", mtu: d.MTU, up: true, mac: mac(m), vxlan: vxlan{vni: vni, port: port, local: d.Local}, offload: d.ChecksumOffload}
 		} else {
@@ -59,13 +61,13 @@ func golden(devices []Device, tunl0 *linkState) []string {
 		for _, p := range d.Peers {
 			m := p.MAC
 			if m == nil {
-				m = MAC(p.Node, d.Kind)
+				m = MAC(p.Node, d.Tunnel)
 			}
-			if d.Kind != IPIP {
+			if d.Tunnel != model.TunnelIPIP {
 				out = append(out, fdbLine(name, mac(m), p.Underlay), neighLine(name, p.Addr, mac(m)))
 			}
 		}
-		for _, s := range sysctls(d.Kind) {
+		for _, s := range sysctls(d.Tunnel) {
 			out = append(out, "sysctl "+s.name+"="+s.value)
 		}
 	}
@@ -79,20 +81,20 @@ func golden(devices []Device, tunl0 *linkState) []string {
 func a(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 // peerOf is node number n as a peer.
-func peerOf(k Kind, n int) Peer {
-	if k.is4() {
-		return Peer{Node: "node" + strconv.Itoa(n), Underlay: netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), Addr: netip.AddrFrom4([4]byte{10, 244, byte(n >> 8), byte(n)})}
+func peerOf(k model.Tunnel, n int) model.TunnelPeer {
+	if k.Is4() {
+		return model.TunnelPeer{Node: "node" + strconv.Itoa(n), Underlay: netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), Addr: netip.AddrFrom4([4]byte{10, 244, byte(n >> 8), byte(n)})}
 	}
 	u, t := a("fd00:a::").As16(), a("fd00:b::").As16()
 	u[14], u[15], t[14], t[15] = byte(n>>8), byte(n), byte(n>>8), byte(n)
-	return Peer{Node: "node" + strconv.Itoa(n), Underlay: netip.AddrFrom16(u), Addr: netip.AddrFrom16(t)}
+	return model.TunnelPeer{Node: "node" + strconv.Itoa(n), Underlay: netip.AddrFrom16(u), Addr: netip.AddrFrom16(t)}
 }
 
 // deviceOf is node number me's device with the given nodes as peers.
-func deviceOf(k Kind, me int, peers ...int) Device {
+func deviceOf(k model.Tunnel, me int, peers ...int) model.TunnelDevice {
 	self := peerOf(k, me)
-	d := Device{Kind: k, Node: self.Node, MTU: [kinds]int{1480, 1450, 1430}[k], Addr: self.Addr}
-	if k == IPIP {
+	d := model.TunnelDevice{Tunnel: k, Node: self.Node, MTU: [kinds]int{1480, 1450, 1430}[k], Addr: self.Addr}
+	if k == model.TunnelIPIP {
 		return d
 	}
 	d.Local = self.Underlay

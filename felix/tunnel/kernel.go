@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 // kernel is the seam: rtnetlink, ethtool and sysctls, or the tests' fake. Its methods are
@@ -195,7 +197,7 @@ func (r *rtnetlink) do(o *op) error {
 func (r *rtnetlink) addLink(o *op) error {
 	at := netlink.NewLinkAttrs()
 	at.Name, at.MTU = o.kind.Device(), o.mtu
-	if o.kind == IPIP {
+	if o.kind == model.TunnelIPIP {
 		err := r.h.LinkAdd(&netlink.Iptun{LinkAttrs: at})
 		if errors.Is(err, unix.EEXIST) {
 			return nil
@@ -239,7 +241,7 @@ func (o *op) lostLink(err error) bool {
 	case linkAdd:
 		return errors.Is(err, unix.EEXIST)
 	case sysctl:
-		return errors.Is(err, os.ErrNotExist) && o.kind.is4() // every link has those of IPv4
+		return errors.Is(err, os.ErrNotExist) && o.kind.Is4() // every link has those of IPv4
 	}
 	return errors.Is(err, unix.ENODEV)
 }
@@ -249,9 +251,9 @@ func (o *op) failed(err error) error {
 	dev, hint := o.kind.Device(), ""
 	switch {
 	case o.verb == linkAdd && errors.Is(err, unix.EOPNOTSUPP):
-		k := o.kind.linkKind()
+		k := linkKind(o.kind)
 		hint = fmt.Sprintf("this kernel makes no %s devices: load its module on the node (modprobe %s, and %s in /etc/modules-load.d), or choose another mode for the pools", k, k, k)
-	case o.verb == linkAdd && o.kind != IPIP && errors.Is(err, unix.EEXIST):
+	case o.verb == linkAdd && o.kind != model.TunnelIPIP && errors.Is(err, unix.EEXIST):
 		hint = fmt.Sprintf("another device has VNI %d and port %d (ip -d link show type vxlan): remove it, or choose another vxlanVNI or vxlanPort in FelixConfiguration", o.vxlan.vni, o.vxlan.port)
 	case o.verb == linkUp && errors.Is(err, unix.EADDRINUSE):
 		hint = "another program has the UDP port (ss -ulnp): end it, or choose another vxlanPort in FelixConfiguration"

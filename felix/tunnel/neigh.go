@@ -124,7 +124,7 @@ func (r *rtnetlink) neigh(o *op) error {
 		// With the unspecified address, all that stands at the MAC.
 		n.Family, n.Flags, n.HardwareAddr = unix.AF_BRIDGE, unix.NTF_SELF, o.mac[:]
 		n.IP = netip.IPv4Unspecified().AsSlice()
-		if !o.kind.is4() {
+		if !o.kind.Is4() {
 			n.IP = netip.IPv6Unspecified().AsSlice()
 		}
 		return r.h.NeighDel(n)

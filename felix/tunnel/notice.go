@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 // eventBuffer is the size in bytes of the notification socket's buffer: some 20,000 entries.
@@ -35,7 +37,7 @@ type notice struct {
 }
 
 // watch names the link whose notifications concern k from now on.
-func (in *inbox) watch(k Kind, index int) {
+func (in *inbox) watch(k model.Tunnel, index int) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.index[k] != index {
@@ -105,7 +107,7 @@ const netconfaIfindex = 1
 // raise is called with mu held.
 func (in *inbox) raise(part doubt, index int, name string) (ours bool) {
 	for k := range in.doubt {
-		if index > 0 && in.index[k] == index || name == Kind(k).Device() {
+		if index > 0 && in.index[k] == index || name == model.Tunnel(k).Device() {
 			in.doubt[k] |= part
 			ours = true
 		}

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 // alias marks a tunl0 in our care, label the addresses on it that are ours.
@@ -73,7 +75,7 @@ const (
 // op is one write to the kernel.
 type op struct {
 	verb  verb
-	kind  Kind
+	kind  model.Tunnel
 	index int // of the link; of no meaning for linkAdd and sysctl
 
 	mtu    int          // linkAdd, linkMTU
@@ -93,7 +95,7 @@ func (o op) String() string {
 	dev := o.kind.Device()
 	switch o.verb {
 	case linkAdd:
-		if o.kind == IPIP {
+		if o.kind == model.TunnelIPIP {
 			return fmt.Sprintf("ip link add %s mtu %d type ipip", dev, o.mtu)
 		}
 		return fmt.Sprintf("ip link add %s mtu %d address %s type vxlan id %d local %s dstport %d nolearning", dev, o.mtu, o.mac, o.vxlan.vni, o.vxlan.local, o.vxlan.port)
@@ -140,9 +142,9 @@ func (o op) String() string {
 type setting struct{ name, value string }
 
 // sysctls of a device, in the order in which they are set.
-func sysctls(k Kind) []setting {
+func sysctls(k model.Tunnel) []setting {
 	v4, v6 := "net/ipv4/conf/"+k.Device()+"/", "net/ipv6/conf/"+k.Device()+"/"
-	if k.is4() {
+	if k.Is4() {
 		return []setting{
 			{v4 + "forwarding", "1"},
 			// Loose: while the nodes change a pool's mode, one sends through the tunnel what
@@ -164,9 +166,9 @@ func sysctls(k Kind) []setting {
 // plan lists what brings got to want, additions before removals. With a link that must be
 // made, the list ends there: the rest is planned when the new link was read. why is not
 // empty when a link is replaced. An error says what stands in the way.
-func plan(k Kind, want *target, got *state) (ops []op, why string, err error) {
+func plan(k model.Tunnel, want *target, got *state) (ops []op, why string, err error) {
 	l := got.link
-	if l != nil && l.kind != k.linkKind() {
+	if l != nil && l.kind != linkKind(k) {
 		if want == nil {
 			return nil, "", nil // somebody else's
 		}
@@ -175,14 +177,14 @@ func plan(k Kind, want *target, got *state) (ops []op, why string, err error) {
 	p := planner{kind: k, got: got}
 	switch {
 	case want == nil && l == nil:
-	case want == nil && k == IPIP:
+	case want == nil && k == model.TunnelIPIP:
 		p.release()
 	case want == nil:
 		p.add(op{verb: linkDel})
 	case want.broken:
 	case l == nil:
 		p.add(op{verb: linkAdd, mtu: want.mtu, mac: want.mac, vxlan: want.vxlan})
-	case k != IPIP && l.vxlan != want.vxlan:
+	case k != model.TunnelIPIP && l.vxlan != want.vxlan:
 		p.add(op{verb: linkDel})
 		p.add(op{verb: linkAdd, mtu: want.mtu, mac: want.mac, vxlan: want.vxlan})
 		return p.ops, l.vxlan.diff(want.vxlan), nil
@@ -193,8 +195,8 @@ func plan(k Kind, want *target, got *state) (ops []op, why string, err error) {
 }
 
 // linkKind is the kernel's name for the kind.
-func (k Kind) linkKind() string {
-	if k == IPIP {
+func linkKind(k model.Tunnel) string {
+	if k == model.TunnelIPIP {
 		return "ipip"
 	}
 	return "vxlan"
@@ -219,7 +221,7 @@ func (v vxlan) diff(want vxlan) string {
 }
 
 type planner struct {
-	kind Kind
+	kind model.Tunnel
 	got  *state
 	ops  []op
 }
@@ -255,16 +257,16 @@ func (p *planner) release() {
 
 func (p *planner) device(want *target) {
 	l := p.got.link
-	if p.kind == IPIP && l.alias != alias {
+	if p.kind == model.TunnelIPIP && l.alias != alias {
 		p.add(op{verb: linkAlias, value: alias})
 	}
-	if p.kind != IPIP && l.offload != want.offload {
+	if p.kind != model.TunnelIPIP && l.offload != want.offload {
 		p.add(op{verb: offload, on: want.offload})
 	}
 	if l.mtu != want.mtu {
 		p.add(op{verb: linkMTU, mtu: want.mtu})
 	}
-	if p.kind != IPIP && l.mac != want.mac {
+	if p.kind != model.TunnelIPIP && l.mac != want.mac {
 		p.add(op{verb: linkMAC, mac: want.mac})
 	}
 	for _, s := range sysctls(p.kind) {
@@ -302,7 +304,7 @@ func (p *planner) address(want *target) (stale []op) {
 		return nil
 	}
 	own, mark := netip.PrefixFrom(want.addr, want.addr.BitLen()), ""
-	if p.kind == IPIP {
+	if p.kind == model.TunnelIPIP {
 		mark = label
 	}
 	now, ok := p.got.addrs[own]
@@ -315,7 +317,7 @@ func (p *planner) address(want *target) (stale []op) {
 		p.add(op{verb: addrAdd, prefix: own, label: mark})
 	}
 	for _, a := range sortedAddrs(p.got.addrs) {
-		if a != own && (p.kind != IPIP || p.got.addrs[a] == label) {
+		if a != own && (p.kind != model.TunnelIPIP || p.got.addrs[a] == label) {
 			stale = append(stale, op{verb: addrDel, kind: p.kind, index: p.got.link.index, prefix: a, label: p.got.addrs[a]})
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 // TestMAC: Calico's derivation, worked out with sha1sum:
@@ -14,11 +16,11 @@ import (
 func TestMAC(t *testing.T) {
 	for _, c := range []struct {
 		node string
-		kind Kind
+		kind model.Tunnel
 		want string
 	}{
-		{"node1", VXLAN4, "66:f9:37:c3:7e:94"},
-		{"node1", VXLAN6, "66:0f:35:f2:60:df"},
+		{"node1", model.TunnelVXLAN4, "66:f9:37:c3:7e:94"},
+		{"node1", model.TunnelVXLAN6, "66:0f:35:f2:60:df"},
 	} {
 		if got := MAC(c.node, c.kind).String(); got != c.want {
 			t.Errorf("MAC(%s, %s) = %s, want %s", c.node, c.kind, got, c.want)
@@ -27,18 +29,18 @@ func TestMAC(t *testing.T) {
 }
 
 // standing is the state of a kernel that has everything of d.
-func standing(d Device) *state {
+func standing(d model.TunnelDevice) *state {
 	w := compile(d)
 	s := &state{
-		link:    &linkState{index: 7, kind: d.Kind.linkKind(), up: true, mtu: d.MTU, mac: w.mac, vxlan: w.vxlan, offload: d.ChecksumOffload},
+		link:    &linkState{index: 7, kind: linkKind(d.Tunnel), up: true, mtu: d.MTU, mac: w.mac, vxlan: w.vxlan, offload: d.ChecksumOffload},
 		sysctls: map[string]string{}, addrs: map[netip.Prefix]string{}, fdb: map[mac]fdbEntry{}, neigh: map[netip.Addr]neighEntry{},
 	}
 	mark := ""
-	if d.Kind == IPIP {
+	if d.Tunnel == model.TunnelIPIP {
 		s.link.alias, mark = alias, label
 	}
 	s.addrs[netip.PrefixFrom(d.Addr, d.Addr.BitLen())] = mark
-	for _, x := range sysctls(d.Kind) {
+	for _, x := range sysctls(d.Tunnel) {
 		s.sysctls[x.name] = x.value
 	}
 	for m, u := range w.fdb {
@@ -53,7 +55,7 @@ func standing(d Device) *state {
 // TestPlan lists, for a device that stands with peers 2 and 3 and what is different, the
 // exact writes, in order.
 func TestPlan(t *testing.T) {
-	m2, m3, m4 := nodeMAC("node2", VXLAN4).String(), nodeMAC("node3", VXLAN4).String(), nodeMAC("node4", VXLAN4).String()
+	m2, m3, m4 := nodeMAC("node2", model.TunnelVXLAN4).String(), nodeMAC("node3", model.TunnelVXLAN4).String(), nodeMAC("node4", model.TunnelVXLAN4).String()
 	fill := []string{
 		"ethtool -K vxlan.calico tx off",
 		"sysctl -w net/ipv4/conf/vxlan.calico/forwarding=1",
@@ -65,85 +67,85 @@ func TestPlan(t *testing.T) {
 		"ip neigh replace 10.244.0.2 lladdr " + m2 + " dev vxlan.calico nud permanent",
 		"ip neigh replace 10.244.0.3 lladdr " + m3 + " dev vxlan.calico nud permanent",
 	}
-	anew := func(d Device) []string {
-		return []string{"ip link del vxlan.calico", op{verb: linkAdd, kind: VXLAN4, mtu: d.MTU, mac: compile(d).mac, vxlan: compile(d).vxlan}.String()}
+	anew := func(d model.TunnelDevice) []string {
+		return []string{"ip link del vxlan.calico", op{verb: linkAdd, kind: model.TunnelVXLAN4, mtu: d.MTU, mac: compile(d).mac, vxlan: compile(d).vxlan}.String()}
 	}
 	for _, c := range []struct {
 		name  string
-		kind  Kind
-		want  func(*Device)
+		kind  model.Tunnel
+		want  func(*model.TunnelDevice)
 		got   func(*state)
 		none  bool // not wanted
 		ops   []string
 		why   string
 		wrong string
 	}{
-		{name: "as wanted", kind: VXLAN4},
-		{name: "as wanted", kind: VXLAN6},
-		{name: "as wanted", kind: IPIP},
-		{name: "missing", kind: VXLAN4, got: func(s *state) { *s = state{} },
-			ops: []string{"ip link add vxlan.calico mtu 1450 address " + nodeMAC("node1", VXLAN4).String() + " type vxlan id 4096 local 10.0.0.1 dstport 4789 nolearning"}},
-		{name: "just made", kind: VXLAN4, got: func(s *state) {
+		{name: "as wanted", kind: model.TunnelVXLAN4},
+		{name: "as wanted", kind: model.TunnelVXLAN6},
+		{name: "as wanted", kind: model.TunnelIPIP},
+		{name: "missing", kind: model.TunnelVXLAN4, got: func(s *state) { *s = state{} },
+			ops: []string{"ip link add vxlan.calico mtu 1450 address " + nodeMAC("node1", model.TunnelVXLAN4).String() + " type vxlan id 4096 local 10.0.0.1 dstport 4789 nolearning"}},
+		{name: "just made", kind: model.TunnelVXLAN4, got: func(s *state) {
 			s.link.up, s.link.offload = false, true
 			clear(s.sysctls)
 			clear(s.addrs)
 			clear(s.fdb)
 			clear(s.neigh)
 		}, ops: fill},
-		{name: "peer comes", kind: VXLAN4, want: func(d *Device) { d.Peers = append(d.Peers, peerOf(VXLAN4, 4)) }, ops: []string{
+		{name: "peer comes", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.Peers = append(d.Peers, peerOf(model.TunnelVXLAN4, 4)) }, ops: []string{
 			"bridge fdb replace " + m4 + " dev vxlan.calico dst 10.0.0.4 self permanent",
 			"ip neigh replace 10.244.0.4 lladdr " + m4 + " dev vxlan.calico nud permanent"}},
-		{name: "peer goes", kind: VXLAN4, want: func(d *Device) { d.Peers = d.Peers[:1] }, ops: []string{
+		{name: "peer goes", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.Peers = d.Peers[:1] }, ops: []string{
 			"ip neigh del 10.244.0.3 dev vxlan.calico", "bridge fdb del " + m3 + " dev vxlan.calico self"}},
-		{name: "peer moves", kind: VXLAN4, want: func(d *Device) { d.Peers[1].Underlay = a("10.9.9.9") }, ops: []string{
+		{name: "peer moves", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.Peers[1].Underlay = a("10.9.9.9") }, ops: []string{
 			"bridge fdb replace " + m3 + " dev vxlan.calico dst 10.9.9.9 self permanent"}},
-		{name: "peer's tunnel address changes: the new one before the old", kind: VXLAN4, want: func(d *Device) { d.Peers[1].Addr = a("10.244.9.9") }, ops: []string{
+		{name: "peer's tunnel address changes: the new one before the old", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.Peers[1].Addr = a("10.244.9.9") }, ops: []string{
 			"ip neigh replace 10.244.9.9 lladdr " + m3 + " dev vxlan.calico nud permanent",
 			"ip neigh del 10.244.0.3 dev vxlan.calico"}},
-		{name: "peer's MAC changes", kind: VXLAN4, want: func(d *Device) { d.Peers[1].MAC = hw("02:00:00:00:00:09") }, ops: []string{
+		{name: "peer's MAC changes", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.Peers[1].MAC = hw("02:00:00:00:00:09") }, ops: []string{
 			"bridge fdb replace 02:00:00:00:00:09 dev vxlan.calico dst 10.0.0.3 self permanent",
 			"ip neigh replace 10.244.0.3 lladdr 02:00:00:00:00:09 dev vxlan.calico nud permanent",
 			"bridge fdb del " + m3 + " dev vxlan.calico self"}},
-		{name: "foreign entries", kind: VXLAN4, got: func(s *state) {
+		{name: "foreign entries", kind: model.TunnelVXLAN4, got: func(s *state) {
 			s.fdb[mac{}] = fdbEntry{dst: a("10.7.7.7"), odd: true}
 			s.neigh[a("fd00::7")] = neighEntry{mac: mac{2}}
 			s.addrs[netip.MustParsePrefix("10.7.7.7/24")] = ""
 		}, ops: []string{"ip addr del 10.7.7.7/24 dev vxlan.calico", "ip neigh del fd00::7 dev vxlan.calico", "bridge fdb del 00:00:00:00:00:00 dev vxlan.calico self"}},
-		{name: "entry with settings of its own", kind: VXLAN4, got: func(s *state) { s.fdb[nodeMAC("node2", VXLAN4)] = fdbEntry{dst: a("10.0.0.2"), odd: true} }, ops: []string{
+		{name: "entry with settings of its own", kind: model.TunnelVXLAN4, got: func(s *state) { s.fdb[nodeMAC("node2", model.TunnelVXLAN4)] = fdbEntry{dst: a("10.0.0.2"), odd: true} }, ops: []string{
 			"bridge fdb del " + m2 + " dev vxlan.calico self",
 			"bridge fdb replace " + m2 + " dev vxlan.calico dst 10.0.0.2 self permanent"}},
-		{name: "MTU, MAC, offload", kind: VXLAN4, want: func(d *Device) { d.MTU, d.MAC, d.ChecksumOffload = 8950, hw("02:00:00:00:00:01"), true }, ops: []string{
+		{name: "MTU, MAC, offload", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.MTU, d.MAC, d.ChecksumOffload = 8950, hw("02:00:00:00:00:01"), true }, ops: []string{
 			"ethtool -K vxlan.calico tx on", "ip link set vxlan.calico mtu 8950", "ip link set vxlan.calico address 02:00:00:00:00:01"}},
-		{name: "own address changes", kind: VXLAN4, want: func(d *Device) { d.Addr = a("10.244.5.5") }, ops: []string{
+		{name: "own address changes", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.Addr = a("10.244.5.5") }, ops: []string{
 			"ip addr add 10.244.5.5/32 dev vxlan.calico", "ip addr del 10.244.0.1/32 dev vxlan.calico"}},
-		{name: "own address not known: what stands is left", kind: VXLAN4, want: func(d *Device) { d.Addr = netip.Addr{} }},
-		{name: "VNI", kind: VXLAN4, want: func(d *Device) { d.VNI = 5 }, ops: []string{"del+add"}, why: "VNI 4096 is to be 5"},
-		{name: "port", kind: VXLAN4, want: func(d *Device) { d.Port = 8472 }, ops: []string{"del+add"}, why: "port 4789 is to be 8472"},
-		{name: "local", kind: VXLAN4, want: func(d *Device) { d.Local = a("10.0.0.77") }, ops: []string{"del+add"}, why: "local address 10.0.0.1 is to be 10.0.0.77"},
-		{name: "learning", kind: VXLAN4, got: func(s *state) { s.link.vxlan.odd = "learning" }, ops: []string{"del+add"}, why: "it has learning"},
-		{name: "another's link", kind: VXLAN4, got: func(s *state) { s.link.kind = "bridge" }, wrong: `vxlan.calico: a link of type "bridge" has the name`},
-		{name: "another's link, not wanted", kind: VXLAN4, none: true, got: func(s *state) { s.link.kind = "bridge" }},
-		{name: "not wanted", kind: VXLAN4, none: true, ops: []string{"ip link del vxlan.calico"}},
-		{name: "cannot be made: what stands is left", kind: VXLAN4, want: func(d *Device) { d.MTU = 0; d.VNI = 9 }},
-		{name: "not wanted, not there", kind: IPIP, none: true, got: func(s *state) { *s = state{} }},
-		{name: "not wanted", kind: IPIP, none: true, ops: []string{
+		{name: "own address not known: what stands is left", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.Addr = netip.Addr{} }},
+		{name: "VNI", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.VNI = 5 }, ops: []string{"del+add"}, why: "VNI 4096 is to be 5"},
+		{name: "port", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.Port = 8472 }, ops: []string{"del+add"}, why: "port 4789 is to be 8472"},
+		{name: "local", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.Local = a("10.0.0.77") }, ops: []string{"del+add"}, why: "local address 10.0.0.1 is to be 10.0.0.77"},
+		{name: "learning", kind: model.TunnelVXLAN4, got: func(s *state) { s.link.vxlan.odd = "learning" }, ops: []string{"del+add"}, why: "it has learning"},
+		{name: "another's link", kind: model.TunnelVXLAN4, got: func(s *state) { s.link.kind = "bridge" }, wrong: `vxlan.calico: a link of type "bridge" has the name`},
+		{name: "another's link, not wanted", kind: model.TunnelVXLAN4, none: true, got: func(s *state) { s.link.kind = "bridge" }},
+		{name: "not wanted", kind: model.TunnelVXLAN4, none: true, ops: []string{"ip link del vxlan.calico"}},
+		{name: "cannot be made: what stands is left", kind: model.TunnelVXLAN4, want: func(d *model.TunnelDevice) { d.MTU = 0; d.VNI = 9 }},
+		{name: "not wanted, not there", kind: model.TunnelIPIP, none: true, got: func(s *state) { *s = state{} }},
+		{name: "not wanted", kind: model.TunnelIPIP, none: true, ops: []string{
 			"ip addr del 10.244.0.1/32 dev tunl0", "ip link set tunl0 down", `ip link set tunl0 alias ""`}},
-		{name: "not wanted, and somebody else uses it", kind: IPIP, none: true, got: func(s *state) { s.addrs[netip.MustParsePrefix("192.0.2.1/32")] = "" }, ops: []string{
+		{name: "not wanted, and somebody else uses it", kind: model.TunnelIPIP, none: true, got: func(s *state) { s.addrs[netip.MustParsePrefix("192.0.2.1/32")] = "" }, ops: []string{
 			"ip addr del 10.244.0.1/32 dev tunl0", `ip link set tunl0 alias ""`}},
-		{name: "not wanted and not ours", kind: IPIP, none: true, got: func(s *state) { s.link.alias = "" }},
-		{name: "somebody else's addresses are left", kind: IPIP, got: func(s *state) {
+		{name: "not wanted and not ours", kind: model.TunnelIPIP, none: true, got: func(s *state) { s.link.alias = "" }},
+		{name: "somebody else's addresses are left", kind: model.TunnelIPIP, got: func(s *state) {
 			s.addrs[netip.MustParsePrefix("192.0.2.1/32")] = ""
 			s.addrs[netip.MustParsePrefix("10.244.0.9/32")] = label
 		}, ops: []string{"ip addr del 10.244.0.9/32 dev tunl0"}},
-		{name: "taken over from Calico, which has no marks", kind: IPIP, got: func(s *state) {
+		{name: "taken over from Calico, which has no marks", kind: model.TunnelIPIP, got: func(s *state) {
 			s.link.alias = ""
 			s.addrs[netip.MustParsePrefix("10.244.0.1/32")] = ""
 		}, ops: []string{
 			`ip link set tunl0 alias "causeway"`, "ip addr del 10.244.0.1/32 dev tunl0", "ip addr add 10.244.0.1/32 dev tunl0 label tunl0:causeway"}},
-		{name: "as the module makes it", kind: IPIP, got: func(s *state) { *s = state{link: &linkState{index: 3, kind: "ipip", mtu: 1480}} }, ops: []string{
+		{name: "as the module makes it", kind: model.TunnelIPIP, got: func(s *state) { *s = state{link: &linkState{index: 3, kind: "ipip", mtu: 1480}} }, ops: []string{
 			`ip link set tunl0 alias "causeway"`, "sysctl -w net/ipv4/conf/tunl0/forwarding=1", "sysctl -w net/ipv4/conf/tunl0/rp_filter=2",
 			"ip addr add 10.244.0.1/32 dev tunl0 label tunl0:causeway", "ip link set tunl0 up"}},
-		{name: "IPv6 switched off", kind: VXLAN6, got: func(s *state) {
+		{name: "IPv6 switched off", kind: model.TunnelVXLAN6, got: func(s *state) {
 			s.sysctls["net/ipv6/conf/vxlan-v6.calico/disable_ipv6"] = "1"
 			clear(s.addrs)
 		}, ops: []string{"sysctl -w net/ipv6/conf/vxlan-v6.calico/disable_ipv6=0", "ip addr add fd00:b::1/128 dev vxlan-v6.calico nodad noprefixroute"}},
@@ -202,27 +204,27 @@ func TestPlan(t *testing.T) {
 func TestCompile(t *testing.T) {
 	for _, c := range []struct {
 		name   string
-		change func(*Device)
+		change func(*model.TunnelDevice)
 		error  string
 		peers  int
 		broken bool
 	}{
-		{"right", func(*Device) {}, "", 2, false},
-		{"MTU", func(d *Device) { d.MTU = 0 }, "vxlan.calico: MTU 0: must be 68 to 65535", 2, true},
-		{"node address", func(d *Device) { d.Local = netip.Addr{} }, "vxlan.calico: node address invalid IP: VXLAN needs the node's IPv4 address", 2, true},
-		{"tunnel address of the other family", func(d *Device) { d.Addr = a("fd00::1") }, "vxlan.calico: tunnel address fd00::1: must be an IPv4 unicast address", 2, true},
-		{"VNI", func(d *Device) { d.VNI = 1 << 24 }, "VNI 16777216: must be 1 to 16777215", 2, true},
-		{"port", func(d *Device) { d.Port = 70000 }, "port 70000: must be 1 to 65535", 2, true},
-		{"no name", func(d *Device) { d.Node = "" }, "neither MAC nor the node's name is given", 2, true},
-		{"multicast MAC", func(d *Device) { d.MAC = hw("01:00:5e:00:00:01") }, "MAC 01:00:5e:00:00:01: must be a unicast Ethernet address", 2, true},
-		{"peer without underlay", func(d *Device) { d.Peers[0].Underlay = netip.Addr{} }, "vxlan.calico: peer node2: node address invalid IP: must be an IPv4 unicast address", 1, false},
-		{"peer's address of the other family", func(d *Device) { d.Peers[0].Addr = a("fd00::1") }, "peer node2: tunnel address fd00::1: must be", 1, false},
-		{"two peers, one address", func(d *Device) { d.Peers[1].Addr = d.Peers[0].Addr }, "peer node3: tunnel address 10.244.0.2 is that of peer node2 too; left out", 1, false},
-		{"two peers, one MAC", func(d *Device) { d.Peers[0].MAC = net.HardwareAddr(MAC("node3", VXLAN4)) }, "peer node3: MAC " + MAC("node3", VXLAN4).String() + " is that of peer node2 too", 1, false},
-		{"peer with our address", func(d *Device) { d.Peers[1].Addr = d.Addr }, "peer node3: tunnel address 10.244.0.1 is this node's own", 1, false},
-		{"peer with our MAC", func(d *Device) { d.Peers[1].MAC = MAC("node1", VXLAN4) }, "is this node's own; left out", 1, false},
+		{"right", func(*model.TunnelDevice) {}, "", 2, false},
+		{"MTU", func(d *model.TunnelDevice) { d.MTU = 0 }, "vxlan.calico: MTU 0: must be 68 to 65535", 2, true},
+		{"node address", func(d *model.TunnelDevice) { d.Local = netip.Addr{} }, "vxlan.calico: node address invalid IP: VXLAN needs the node's IPv4 address", 2, true},
+		{"tunnel address of the other family", func(d *model.TunnelDevice) { d.Addr = a("fd00::1") }, "vxlan.calico: tunnel address fd00::1: must be an IPv4 unicast address", 2, true},
+		{"VNI", func(d *model.TunnelDevice) { d.VNI = 1 << 24 }, "VNI 16777216: must be 1 to 16777215", 2, true},
+		{"port", func(d *model.TunnelDevice) { d.Port = 70000 }, "port 70000: must be 1 to 65535", 2, true},
+		{"no name", func(d *model.TunnelDevice) { d.Node = "" }, "neither MAC nor the node's name is given", 2, true},
+		{"multicast MAC", func(d *model.TunnelDevice) { d.MAC = hw("01:00:5e:00:00:01") }, "MAC 01:00:5e:00:00:01: must be a unicast Ethernet address", 2, true},
+		{"peer without underlay", func(d *model.TunnelDevice) { d.Peers[0].Underlay = netip.Addr{} }, "vxlan.calico: peer node2: node address invalid IP: must be an IPv4 unicast address", 1, false},
+		{"peer's address of the other family", func(d *model.TunnelDevice) { d.Peers[0].Addr = a("fd00::1") }, "peer node2: tunnel address fd00::1: must be", 1, false},
+		{"two peers, one address", func(d *model.TunnelDevice) { d.Peers[1].Addr = d.Peers[0].Addr }, "peer node3: tunnel address 10.244.0.2 is that of peer node2 too; left out", 1, false},
+		{"two peers, one MAC", func(d *model.TunnelDevice) { d.Peers[0].MAC = net.HardwareAddr(MAC("node3", model.TunnelVXLAN4)) }, "peer node3: MAC " + MAC("node3", model.TunnelVXLAN4).String() + " is that of peer node2 too", 1, false},
+		{"peer with our address", func(d *model.TunnelDevice) { d.Peers[1].Addr = d.Addr }, "peer node3: tunnel address 10.244.0.1 is this node's own", 1, false},
+		{"peer with our MAC", func(d *model.TunnelDevice) { d.Peers[1].MAC = MAC("node1", model.TunnelVXLAN4) }, "is this node's own; left out", 1, false},
 	} {
-		d := deviceOf(VXLAN4, 1, 2, 3)
+		d := deviceOf(model.TunnelVXLAN4, 1, 2, 3)
 		c.change(&d)
 		got := compile(d)
 		text := ""

@@ -8,16 +8,18 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 var discard = slog.New(slog.DiscardHandler)
 
 // kindsOf lists what the world's kernel can make.
-func kindsOf(w world) []Kind {
+func kindsOf(w world) []model.Tunnel {
 	if w.hasIPIP() {
-		return []Kind{IPIP, VXLAN4, VXLAN6}
+		return []model.Tunnel{model.TunnelIPIP, model.TunnelVXLAN4, model.TunnelVXLAN6}
 	}
-	return []Kind{VXLAN4, VXLAN6}
+	return []model.Tunnel{model.TunnelVXLAN4, model.TunnelVXLAN6}
 }
 
 func removed(t *testing.T, w world) {
@@ -37,7 +39,7 @@ func TestLife(t *testing.T) {
 	worlds(t, func(t *testing.T, w world) {
 		d := w.devices(discard)
 		stop := startIn(t, w, d)
-		step := func(name string, devices ...Device) {
+		step := func(name string, devices ...model.TunnelDevice) {
 			t.Helper()
 			d.Set(devices)
 			if err := wait(t, d); err != nil {
@@ -50,7 +52,7 @@ func TestLife(t *testing.T) {
 				}
 			}
 		}
-		all := func(peers ...int) (out []Device) {
+		all := func(peers ...int) (out []model.TunnelDevice) {
 			for _, k := range kindsOf(w) {
 				out = append(out, deviceOf(k, 1, peers...))
 			}
@@ -63,13 +65,13 @@ func TestLife(t *testing.T) {
 		changed := all(3, 4)
 		for i := range changed {
 			changed[i].MTU -= 50
-			changed[i].Addr = peerOf(changed[i].Kind, 100).Addr
-			changed[i].ChecksumOffload = changed[i].Kind != IPIP
+			changed[i].Addr = peerOf(changed[i].Tunnel, 100).Addr
+			changed[i].ChecksumOffload = changed[i].Tunnel != model.TunnelIPIP
 		}
 		step("MTU, own address, offload", changed...)
 		for i := range changed {
-			if changed[i].Kind != IPIP {
-				changed[i].VNI, changed[i].Port, changed[i].Local = 99, 8472, peerOf(changed[i].Kind, 50).Underlay
+			if changed[i].Tunnel != model.TunnelIPIP {
+				changed[i].VNI, changed[i].Port, changed[i].Local = 99, 8472, peerOf(changed[i].Tunnel, 50).Underlay
 				changed[i].MAC, changed[i].ChecksumOffload = hw("02:00:00:00:00:01"), false
 			}
 		}
@@ -99,7 +101,7 @@ func TestNoIPIP(t *testing.T) {
 	worlds(t, func(t *testing.T, w world) {
 		d := w.devices(discard)
 		startIn(t, w, d)
-		devices := []Device{deviceOf(IPIP, 1), deviceOf(VXLAN4, 1, 2), deviceOf(VXLAN6, 1, 2)}
+		devices := []model.TunnelDevice{deviceOf(model.TunnelIPIP, 1), deviceOf(model.TunnelVXLAN4, 1, 2), deviceOf(model.TunnelVXLAN6, 1, 2)}
 		d.Set(devices)
 		err := wait(t, d)
 		if w.hasIPIP() {
@@ -122,7 +124,7 @@ func TestNoIPIP(t *testing.T) {
 		}
 		d.Set(devices[1:])
 		if err := wait(t, d); err != nil {
-			t.Errorf("without IPIP: %v", err)
+			t.Errorf("without model.TunnelIPIP: %v", err)
 		}
 	})
 }
@@ -136,16 +138,16 @@ func TestForeignTunl0(t *testing.T) {
 		theirs := netip.MustParsePrefix("192.0.2.7/32")
 		index := 0
 		if l := func() (l *linkState) {
-			w.harm(op{verb: linkAdd, kind: IPIP, mtu: 1480})
-			w.harm(op{verb: linkMTU, kind: IPIP, mtu: 1400})
+			w.harm(op{verb: linkAdd, kind: model.TunnelIPIP, mtu: 1480})
+			w.harm(op{verb: linkMTU, kind: model.TunnelIPIP, mtu: 1400})
 			return tunl0(t, w)
 		}(); l != nil {
 			index = l.index
 		} else if w.hasIPIP() {
 			t.Fatal("no tunl0")
 		}
-		w.harm(op{verb: addrAdd, kind: IPIP, index: index, prefix: theirs})
-		w.harm(op{verb: linkUp, kind: IPIP, index: index})
+		w.harm(op{verb: addrAdd, kind: model.TunnelIPIP, index: index, prefix: theirs})
+		w.harm(op{verb: linkUp, kind: model.TunnelIPIP, index: index})
 		before := w.dump()
 		slices.Sort(before)
 
@@ -170,7 +172,7 @@ func TestForeignTunl0(t *testing.T) {
 		if !w.hasIPIP() {
 			return
 		}
-		d.Set([]Device{deviceOf(IPIP, 1)})
+		d.Set([]model.TunnelDevice{deviceOf(model.TunnelIPIP, 1)})
 		if err := wait(t, d); err != nil {
 			t.Fatal(err)
 		}
@@ -201,7 +203,7 @@ func TestWalk(t *testing.T) {
 		d := w.devices(discard)
 		stop := startIn(t, w, d)
 		kinds := kindsOf(w)
-		var devices []Device
+		var devices []model.TunnelDevice
 		steps := 60
 		if _, real := w.(*netns); real {
 			steps = 25
@@ -237,7 +239,7 @@ func TestWalk(t *testing.T) {
 	})
 }
 
-func randomDevices(r *rand.Rand, kinds []Kind) (out []Device) {
+func randomDevices(r *rand.Rand, kinds []model.Tunnel) (out []model.TunnelDevice) {
 	for _, k := range kinds {
 		if r.IntN(4) == 0 {
 			continue
@@ -249,7 +251,7 @@ func randomDevices(r *rand.Rand, kinds []Kind) (out []Device) {
 			}
 		}
 		d := deviceOf(k, 1, peers...)
-		if k != IPIP {
+		if k != model.TunnelIPIP {
 			d.VNI, d.ChecksumOffload = 4096+r.IntN(2), r.IntN(4) == 0
 			d.Port = []int{0, 8472}[r.IntN(8)/7]
 		}
@@ -261,12 +263,12 @@ func randomDevices(r *rand.Rand, kinds []Kind) (out []Device) {
 }
 
 // randomHarm is what an administrator's hand or another program may do.
-func randomHarm(r *rand.Rand, kinds []Kind) op {
+func randomHarm(r *rand.Rand, kinds []model.Tunnel) op {
 	k := kinds[r.IntN(len(kinds))]
 	p := peerOf(k, 2+r.IntN(10))
 	own := peerOf(k, 101+r.IntN(4)).Addr
 	o := op{kind: k, mac: nodeMAC(p.Node, k), addr: p.Underlay, mtu: 1300}
-	if k == IPIP {
+	if k == model.TunnelIPIP {
 		o.verb = []verb{linkDown, linkMTU, addrDel, sysctl}[r.IntN(4)]
 	} else {
 		o.verb = []verb{linkDel, linkDown, linkMTU, linkMAC, offload, sysctl, addrAdd, addrDel, fdbSet, fdbDel, neighSet, neighDel, linkAdd}[r.IntN(13)]
@@ -281,7 +283,7 @@ func randomHarm(r *rand.Rand, kinds []Kind) op {
 		o.mac = mac{2, 0, 0, 0, 0, 9}
 	case addrAdd, addrDel:
 		o.prefix = netip.PrefixFrom(own, own.BitLen())
-		if k == IPIP {
+		if k == model.TunnelIPIP {
 			o.label = label
 		}
 	case neighSet, neighDel:

@@ -40,7 +40,7 @@ func (dev *device) status(errs []error) Status {
 	for _, e := range errs[:min(len(errs), statusMost)] {
 		s.Errors = append(s.Errors, e.Error())
 	}
-	if l := dev.got.link; l != nil && l.kind == dev.kind.linkKind() {
+	if l := dev.got.link; l != nil && l.kind == linkKind(dev.kind) {
 		s.Up, s.MTU, s.VNI, s.Port = l.up, l.mtu, l.vxlan.vni, l.vxlan.port
 		if l.vxlan.local.IsValid() {
 			s.Local = l.vxlan.local.String()

@@ -10,16 +10,18 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 // pair is two namespaces with a veth between them, which carries the underlay.
 type pair [2]*netns
 
 // podAddrs are addresses that only the tunnel leads to.
-var podAddrs = map[Kind][2]string{
-	IPIP:   {"10.245.1.1", "10.245.2.1"},
-	VXLAN4: {"10.245.1.1", "10.245.2.1"},
-	VXLAN6: {"fd00:c:1::1", "fd00:c:2::1"},
+var podAddrs = map[model.Tunnel][2]string{
+	model.TunnelIPIP:   {"10.245.1.1", "10.245.2.1"},
+	model.TunnelVXLAN4: {"10.245.1.1", "10.245.2.1"},
+	model.TunnelVXLAN6: {"fd00:c:1::1", "fd00:c:2::1"},
 }
 
 func newPair(t *testing.T) (p pair) {
@@ -36,23 +38,23 @@ func newPair(t *testing.T) (p pair) {
 
 // tunnelBetween makes the devices of one kind on both sides, as the agents would, and the
 // routes to the pod addresses as felix/route would.
-func (p pair) tunnelBetween(t *testing.T, k Kind) {
+func (p pair) tunnelBetween(t *testing.T, k model.Tunnel) {
 	t.Helper()
 	for i, n := range p {
 		me, other := i+1, 2-i
 		d := n.devices(discard)
 		startIn(t, n, d)
 		dev := deviceOf(k, me, other)
-		d.Set([]Device{dev})
+		d.Set([]model.TunnelDevice{dev})
 		if err := wait(t, d); err != nil {
 			t.Fatal(err)
 		}
 		family, bits := "-4", 32
-		if k == VXLAN6 {
+		if k == model.TunnelVXLAN6 {
 			family, bits = "-6", 128
 		}
 		via := peerOf(k, other).Addr
-		if k == IPIP {
+		if k == model.TunnelIPIP {
 			via = peerOf(k, other).Underlay
 		}
 		n.ip(fmt.Sprintf("%s addr add %s/%d dev lo", family, podAddrs[k][i], bits))
@@ -148,14 +150,14 @@ func describe(frame []byte) string {
 // the frames in between: everything is encapsulated, and nobody resolves or discovers.
 func TestTraffic(t *testing.T) {
 	t.Parallel()
-	for k := range Kind(kinds) {
+	for k := range model.Tunnel(kinds) {
 		t.Run(k.String(), func(t *testing.T) {
 			t.Parallel()
 			p := newPair(t)
-			if k == IPIP && !p[0].hasIPIP() {
+			if k == model.TunnelIPIP && !p[0].hasIPIP() {
 				d := p[0].devices(discard)
 				startIn(t, p[0], d)
-				d.Set([]Device{deviceOf(IPIP, 1)})
+				d.Set([]model.TunnelDevice{deviceOf(model.TunnelIPIP, 1)})
 				if err := wait(t, d); err == nil || !strings.Contains(err.Error(), "modprobe ipip") {
 					t.Fatalf("this kernel has no ipip, but Wait says %v", err)
 				}
@@ -195,12 +197,12 @@ func TestTraffic(t *testing.T) {
 }
 
 // check looks for the datagrams, and for what must not be there.
-func (p pair) check(t *testing.T, k Kind, seen [][]byte) {
+func (p pair) check(t *testing.T, k model.Tunnel, seen [][]byte) {
 	t.Helper()
 	from, to := podAddrs[k][0], podAddrs[k][1]
 	u0, u1 := peerOf(k, 1).Underlay, peerOf(k, 2).Underlay
 	there, back := fmt.Sprintf("%s > %s", u0, u1), fmt.Sprintf("%s > %s", u1, u0)
-	if k == IPIP {
+	if k == model.TunnelIPIP {
 		there, back = there+" ipip", back+" ipip"
 	} else {
 		m0, m1 := nodeMAC("node1", k), nodeMAC("node2", k)

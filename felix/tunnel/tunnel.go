@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/internal/reconcile"
 )
 
@@ -55,7 +56,7 @@ type Devices struct {
 
 // device is what the loop knows of one device.
 type device struct {
-	kind  Kind
+	kind  model.Tunnel
 	want  *target
 	got   state
 	doubt doubt
@@ -83,7 +84,7 @@ func New(cfg Config) *Devices {
 		round:  make(chan struct{}),
 	}
 	for k := range d.devices {
-		d.devices[k] = device{kind: Kind(k), doubt: doubtAll}
+		d.devices[k] = device{kind: model.Tunnel(k), doubt: doubtAll}
 	}
 	d.loop = (&reconcile.Loop{Name: "tunnel", Log: cfg.Log, Apply: d.apply, Resync: cfg.Resync}).Init()
 	return d
@@ -91,21 +92,21 @@ func New(cfg Config) *Devices {
 
 func (d *Devices) String() string { return "felix/tunnel" }
 
-// Set makes devices the whole of what is wanted; at most one of each Kind. A device that is
+// Set makes devices the whole of what is wanted; at most one of each tunnel. A device that is
 // left out is removed: hand the routes through it elsewhere first. It does not wait, and
 // keeps nothing of devices.
-func (d *Devices) Set(devices []Device) {
+func (d *Devices) Set(devices []model.TunnelDevice) {
 	var want [kinds]*target
 	for _, dev := range devices {
-		if dev.Kind >= kinds {
-			panic(fmt.Sprintf("tunnel: Kind %d", dev.Kind))
+		if dev.Tunnel >= kinds {
+			panic(fmt.Sprintf("tunnel: model.Tunnel %d", dev.Tunnel))
 		}
 		t := compile(dev)
-		if old := want[dev.Kind]; old != nil {
+		if old := want[dev.Tunnel]; old != nil {
 			old.problems = append(old.problems, fmt.Errorf("%s: wanted twice; the first counts", old.name))
 			continue
 		}
-		want[dev.Kind] = t
+		want[dev.Tunnel] = t
 	}
 	d.mu.Lock()
 	d.want = want
@@ -338,7 +339,7 @@ func (d *Devices) refresh(dev *device) error {
 		}
 		got.addrs = addrs
 	}
-	if dev.doubt&doubtPeers != 0 && got.link != nil && dev.kind != IPIP {
+	if dev.doubt&doubtPeers != 0 && got.link != nil && dev.kind != model.TunnelIPIP {
 		fdb, neigh, err := d.kernel.peers(got.link.index)
 		if err != nil {
 			return err

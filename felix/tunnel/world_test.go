@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 // world is where Devices work in a scenario: the fake kernel, or a network namespace.
@@ -105,7 +107,7 @@ func kernelHasIPIP(t testing.TB, n *netns) bool {
 	if err == nil {
 		n.ip("link del cwprobe0")
 	} else if os.Getenv("CAUSEWAY_TEST_VM") != "" {
-		t.Fatalf("a stock kernel makes IPIP devices, this one does not: %s", out)
+		t.Fatalf("a stock kernel makes model.TunnelIPIP devices, this one does not: %s", out)
 	}
 	return err == nil
 }
@@ -184,8 +186,8 @@ func parse[T any](t testing.TB, text string) (out []T) {
 	return out
 }
 
-func ours(name string) (Kind, bool) {
-	for k := range Kind(kinds) {
+func ours(name string) (model.Tunnel, bool) {
+	for k := range model.Tunnel(kinds) {
 		if k.Device() == name {
 			return k, true
 		}
@@ -219,11 +221,11 @@ func (n *netns) dump() []string {
 	}](n.t, n.ip("-d -j link show"))
 	for _, l := range links {
 		k, ok := ours(l.Name)
-		if !ok || k == IPIP && l.Alias == "" && !slices.Contains(l.Flags, "UP") && l.MTU == 1480 {
+		if !ok || k == model.TunnelIPIP && l.Alias == "" && !slices.Contains(l.Flags, "UP") && l.MTU == 1480 {
 			continue // tunl0 as the module makes it
 		}
 		s := linkState{kind: l.Info.Kind, mtu: l.MTU, up: slices.Contains(l.Flags, "UP"), alias: l.Alias}
-		if k != IPIP && l.Info.Kind == "vxlan" {
+		if k != model.TunnelIPIP && l.Info.Kind == "vxlan" {
 			v := l.Info.Data
 			local, _ := netip.ParseAddr(v.Local + v.Local6)
 			s.mac, s.vxlan = mac(hw(l.MAC)), vxlan{vni: v.ID, port: v.Port, local: local}
@@ -235,7 +237,7 @@ func (n *netns) dump() []string {
 			}
 		}
 		n.run(func() {
-			if k != IPIP {
+			if k != model.TunnelIPIP {
 				s.offload, _ = n.k.(*rtnetlink).tx.checksum(l.Name)
 			}
 			for _, x := range sysctls(k) {
@@ -263,7 +265,7 @@ func (n *netns) dump() []string {
 		}
 	}
 	for i, line := range out { // the kernel's own label is the link's name
-		for k := range Kind(kinds) {
+		for k := range model.Tunnel(kinds) {
 			if strings.HasPrefix(line, "addr ") && strings.HasSuffix(line, " "+k.Device()) {
 				out[i] = strings.TrimSuffix(line, k.Device())
 			}
@@ -283,7 +285,7 @@ func (n *netns) dumpPeers() (out []string) {
 		MAC  string `json:"mac"`
 		Dst  string `json:"dst"`
 	}](n.t, fdb) {
-		if k, ok := ours(e.Name); ok && k != IPIP && e.Dst != "" {
+		if k, ok := ours(e.Name); ok && k != model.TunnelIPIP && e.Dst != "" {
 			out = append(out, fdbLine(e.Name, mac(hw(e.MAC)), a(e.Dst)))
 		}
 	}
@@ -331,11 +333,11 @@ func eventually(t testing.TB, check func() string) {
 }
 
 // want waits until the kernel has what devices say, and nothing else.
-func want(t *testing.T, w world, devices []Device, story ...string) {
+func want(t *testing.T, w world, devices []model.TunnelDevice, story ...string) {
 	t.Helper()
 	eventually(t, func() string {
 		have, should := w.dump(), golden(devices, tunl0(t, w))
-		if !slices.ContainsFunc(devices, func(d Device) bool { return d.Kind == IPIP }) {
+		if !slices.ContainsFunc(devices, func(d model.TunnelDevice) bool { return d.Tunnel == model.TunnelIPIP }) {
 			have = slices.DeleteFunc(have, func(s string) bool { return strings.Contains(s, "conf/tunl0/") })
 		}
 		slices.Sort(have)

@@ -58,10 +58,12 @@ type Selector interface {
 // Snapshot is everything the agent knows about the cluster at one moment, already
 // validated and defaulted. Slices are sorted by name or address.
 type Snapshot struct {
-	Revision     uint64 // grows with every snapshot published by one source
-	Nodes        []Node
-	Pools        []Pool
-	Blocks       []Block // the blocks this node needs: its own, and those it borrows from
+	Revision uint64 // grows with every snapshot published by one source
+	Nodes    []Node
+	Pools    []Pool
+	// Blocks are those this node needs: its own, those it borrows from, and all of them where
+	// routes come from blocks (VXLAN).
+	Blocks       []Block
 	Reservations []netip.Prefix
 	IPAM         IPAMConfig
 	BGP          BGPConfig // cluster-wide configuration with this node's overrides merged in
@@ -96,6 +98,16 @@ type Node struct {
 	// RouteReflectorClusterID makes the node a route reflector (RFC 4456); the zero
 	// Addr means it is none. Annotation projectcalico.org/RouteReflectorClusterID.
 	RouteReflectorClusterID netip.Addr
+	// Tunnels are the node's ends of the encapsulations, by Tunnel.
+	Tunnels [Tunnels]TunnelEnd
+}
+
+// Address is the address the node is reached at in one family; the zero Addr: it has none.
+func (n *Node) Address(v6 bool) netip.Addr {
+	if v6 {
+		return n.IPv6.Addr()
+	}
+	return n.IPv4.Addr()
 }
 
 // EncapMode says when a pool's traffic is encapsulated.
@@ -141,8 +153,14 @@ func (p *Pool) Allows(u Use) bool { return slices.Contains(p.AllowedUses, u) }
 type Block struct {
 	CIDR netip.Prefix
 	Node string // the node that owns the block; empty when it has no affinity
-	// Lent is how many of its addresses other nodes hold.
-	Lent int
+	// Lent are its addresses that other nodes hold, sorted.
+	Lent []Loan
+}
+
+// Loan is an address of a block that another node than the owner holds.
+type Loan struct {
+	Addr netip.Addr
+	Node string
 }
 
 // IPAMConfig is the IPAMConfiguration named "default", defaulted.

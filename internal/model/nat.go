@@ -5,23 +5,6 @@ import (
 	"slices"
 )
 
-// Felix is the FelixConfiguration "default" merged with "node.<name>" for this node: the
-// fields that something acts on. Its zero value is Calico's defaults.
-type Felix struct {
-	// NATOutgoingAddress is the source of what natOutgoing translates, in its family
-	// (natOutgoingAddress); the zero Addr means that of the interface it leaves by.
-	NATOutgoingAddress netip.Addr
-	// NATPorts are the source ports of what natOutgoing translates (natPortRange); the
-	// zero PortRange means any.
-	NATPorts PortRange
-	// NATExcludesHosts: addresses of nodes are not translated for, either
-	// (natOutgoingExclusions IPPoolsAndHostIPs).
-	NATExcludesHosts bool
-	// NATInterface is the interface that natOutgoing is limited to, with "+" at the end
-	// for all whose names begin so (iptablesNATOutgoingInterfaceFilter); empty means all.
-	NATInterface string
-}
-
 // PortRange is a range of TCP or UDP ports, both ends included; the zero value means any.
 type PortRange struct{ First, Last uint16 }
 

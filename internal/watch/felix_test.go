@@ -2,6 +2,7 @@ package watch
 
 import (
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -82,11 +83,11 @@ func TestFelix(t *testing.T) {
 	} {
 		s := build(tc.objects...)
 		expect(t, tc.name, s, tc.bad...)
-		if s.Felix != tc.want {
+		if !reflect.DeepEqual(s.Felix, tc.want) {
 			t.Errorf("%s: %+v, want %+v", tc.name, s.Felix, tc.want)
 		}
 		slices.Reverse(tc.objects)
-		if s := build(tc.objects...); s.Felix != tc.want {
+		if s := build(tc.objects...); !reflect.DeepEqual(s.Felix, tc.want) {
 			t.Errorf("%s: the other way round %+v, want %+v", tc.name, s.Felix, tc.want)
 		}
 	}

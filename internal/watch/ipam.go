@@ -252,13 +252,15 @@ func (c *checker) block(b *v3.IPAMBlock) block {
 			out.Node = ""
 		}
 	}
+	addr := out.CIDR.Addr()
 	for _, a := range s.Allocations {
 		if a != nil && *a >= 0 && *a < len(s.Attributes) {
 			at := s.Attributes[*a]
 			if node := at.ActiveOwnerAttrs["node"]; at.HandleID != nil && node != "" && node != out.Node {
-				out.Lent++
+				out.Lent = append(out.Lent, model.Loan{Addr: addr, Node: node})
 			}
 		}
+		addr = addr.Next()
 	}
 	if s.AffinityClaimTime != nil {
 		out.claimed = s.AffinityClaimTime.Time
