@@ -175,7 +175,7 @@ func runAgent(ctx context.Context, o options) error {
 		return err
 	}
 	log.Info("agent starts", "version", version, "datastore", o.datastore)
-	err = task.Run(ctx, log, a.tasks()...)
+	err = task.RunStages(ctx, log, a.stages()...)
 	log.Info("agent ends", "error", err)
 	return err
 }

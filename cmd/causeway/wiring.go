@@ -196,10 +196,14 @@ func knownEndpoints(log *slog.Logger, procSys string, journaled []model.Endpoint
 	return append(journaled, orphans...), nil
 }
 
-// tasks are what lives as long as the agent.
+// stages are what lives as long as the agent, in the order in which it ends: an ADD in flight
+// needs routes, rules, addresses and the datastore until it is answered.
+func (a *agent) stages() [][]task.Task { return [][]task.Task{{a.cni}, a.tasks()} }
+
+// tasks are those that the CNI server needs, and all the others.
 func (a *agent) tasks() []task.Task {
 	ts := []task.Task{
-		a.routes, a.links, a.bgp, a.cni, task.Func("ipam", a.ipam.Run), a.pulse, a.run,
+		a.routes, a.links, a.bgp, task.Func("ipam", a.ipam.Run), a.pulse, a.run,
 		status.NewServer(status.Config{
 			Socket: filepath.Join(a.o.runDir, "agent.sock"), Health: a.o.healthAddress, Metrics: a.o.metricsAddress,
 			Read: a.status, Ready: a.ready, Live: a.pulse.live,

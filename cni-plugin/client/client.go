@@ -163,18 +163,22 @@ type errAway struct{ why string }
 func (e errAway) Error() string { return e.why }
 
 // ask brings the request to the agent. While an agent that was ready is away it waits; at
-// most wire.Away, whatever the ready file says, so that an agent that a request brings down
-// is not asked for ever.
+// most wire.Away since it first found none, whatever the ready file says, so that an agent that
+// a request brings down is not asked for ever.
 func ask(command, socket string, frame []byte, ns int) ([]byte, error) {
 	ready := wire.ReadyFile(socket)
-	for start := time.Now(); ; time.Sleep(retry) {
+	var since time.Time
+	for ; ; time.Sleep(retry) {
 		out, err := exchange(socket, frame, ns)
 		var away errAway
 		if !errors.As(err, &away) {
 			return out, err
 		}
 		now := time.Now()
-		switch fresh := now.Sub(start) < wire.Away && wire.WasReady(ready, now); {
+		if since.IsZero() {
+			since = now
+		}
+		switch fresh := now.Sub(since) < wire.Away && wire.WasReady(ready, now); {
 		case fresh && command == "STATUS":
 			return nil, nil
 		case fresh:

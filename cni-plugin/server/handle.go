@@ -55,12 +55,17 @@ type request struct {
 	ns   *os.File // nil when the plugin had none
 }
 
-// handle works on one request and returns the result to print.
-func (s *Server) handle(ctx context.Context, wr *wire.Request, ns *os.File) (result []byte, err error) {
+// handle works on one request and returns the result to print. It waits for its turn until
+// ending is cancelled, and works within ctx.
+func (s *Server) handle(ending, ctx context.Context, wr *wire.Request, ns *os.File) (result []byte, err error) {
 	start := time.Now()
 	r := &request{Request: wr, ns: ns, key: model.AttachmentKey{ContainerID: wr.ContainerID, IfName: wr.IfName}, conf: new(conf)}
 	defer func() {
 		if err == nil {
+			return
+		}
+		if ending.Err() != nil {
+			s.Log.Info("request left to the next agent", "command", r.Command, "attachment", r.key.String(), "pod", r.pod(), "took", time.Since(start), "error", err)
 			return
 		}
 		s.Log.Warn("request failed", "command", r.Command, "attachment", r.key.String(), "pod", r.pod(), "took", time.Since(start), "error", err)
@@ -77,16 +82,22 @@ func (s *Server) handle(ctx context.Context, wr *wire.Request, ns *os.File) (res
 	case "STATUS":
 		return nil, s.status()
 	}
+	turn, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ending, cancel)()
 	if r.Command == "ADD" || r.Command == "GC" {
-		if err := s.waitReady(ctx); err != nil {
+		if err := s.waitReady(turn); err != nil {
 			return nil, err
 		}
 	}
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("waiting for %d other requests to end: %w", cap(s.slots), ctx.Err())
+	case <-turn.Done():
+		return nil, fmt.Errorf("waiting for %d other requests to end: %w", cap(s.slots), turn.Err())
+	}
+	if err := turn.Err(); err != nil {
+		return nil, fmt.Errorf("waiting for its turn: %w", err)
 	}
 	if r.Command == "GC" {
 		s.gc.Lock()
@@ -95,7 +106,7 @@ func (s *Server) handle(ctx context.Context, wr *wire.Request, ns *os.File) (res
 	}
 	s.gc.RLock()
 	defer s.gc.RUnlock()
-	leave, err := s.containers.enter(ctx, r.ContainerID)
+	leave, err := s.containers.enter(turn, r.ContainerID)
 	if err != nil {
 		return nil, fmt.Errorf("waiting for another request of container %s to end: %w", r.ContainerID, err)
 	}

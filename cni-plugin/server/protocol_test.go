@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
 	"golang.org/x/sys/unix"
 
 	"github.com/causeway-net/causeway/cni-plugin/internal/sandbox"
@@ -294,6 +295,52 @@ func TestDrain(t *testing.T) {
 	<-stopped
 }
 
+// TestDrainTooShort: of an ADD that cannot be finished while the agent ends, and of one that
+// waits for its turn, nothing stays; neither is answered, and the plugin brings both to the
+// next agent.
+func TestDrainTooShort(t *testing.T) {
+	r := newRig(t)
+	r.config.Drain, r.config.MaxInflight = 50*time.Millisecond, 1
+	stall := make(chan struct{})
+	r.dp.stall = stall
+	r.start()
+	eventually(t, "the ready file is made", func() bool { return wire.WasReady(wire.ReadyFile(r.socket), time.Now()) })
+	l := r.list("1.1.0", "")
+	added := make(chan error, 2)
+	add := func(rt *libcni.RuntimeConf) {
+		_, err := r.cni.AddNetworkList(context.Background(), l, rt)
+		added <- err
+	}
+	rts := []*libcni.RuntimeConf{runtime("c1", sandbox.Pod(t)), runtime("c2", sandbox.Pod(t))}
+	go add(rts[0])
+	<-stall
+	r.dp.stall = nil
+	go add(rts[1])
+	r.stop()
+	if got := r.ipam.called(); slices.Index(got, "Release") < 0 || slices.Contains(got[slices.Index(got, "Release"):], "Assign") {
+		t.Errorf("calls %v: want one ADD that is undone, and no other", got)
+	}
+	r.clean()
+	select {
+	case err := <-added:
+		t.Fatalf("an ADD was answered by an agent that did not finish it: %v", err)
+	default:
+	}
+	r.start()
+	for range rts {
+		if err := <-added; err != nil {
+			t.Errorf("ADD: %v", err)
+		}
+	}
+	for _, rt := range rts {
+		if err := r.check(l, rt); err != nil {
+			t.Error(err)
+		}
+		r.del(l, rt)
+	}
+	r.clean()
+}
+
 // TestRequests reads every way to ask for addresses, and refuses what is wrong by name.
 func TestRequests(t *testing.T) {
 	a := func(list ...string) (out []netip.Addr) {
@@ -409,7 +456,7 @@ func FuzzStdin(f *testing.F) {
 	}
 	ns := sandbox.Open(f, "/proc/self/ns/net") // refused before anything is done in it
 	f.Fuzz(func(t *testing.T, command, container, ifName, args string, stdin []byte) {
-		_, err := s.guarded(t.Context(), &wire.Request{Version: 1, Command: command, ContainerID: container, IfName: ifName, Args: args, Stdin: stdin, NetNS: "/x"}, ns)
+		_, err := s.guarded(t.Context(), t.Context(), &wire.Request{Version: 1, Command: command, ContainerID: container, IfName: ifName, Args: args, Stdin: stdin, NetNS: "/x"}, ns)
 		if err == nil {
 			return
 		}

@@ -86,7 +86,8 @@ type Config struct {
 	// Resync is how often the host's ends of the pods' links are looked at, to mend what
 	// others changed. Default 90 s.
 	Resync time.Duration
-	// Drain is how long requests may go on when Run is to end. Default 5 s.
+	// Drain is how long requests may go on when Run is to end. Default 5 s. What they need
+	// must live as long as Run does.
 	Drain time.Duration
 }
 
@@ -165,7 +166,9 @@ func New(c Config) (*Server, error) {
 func (s *Server) String() string { return "cni server" }
 
 // Run listens and answers until ctx is cancelled; requests that are being worked on then
-// may go on for Config.Drain. It may be called once.
+// may go on for Config.Drain. What is not done by then is taken back and gets no answer, as do
+// requests that still waited for their turn: the plugin brings them to the next agent. It may
+// be called once.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.wirer.Close()
 	l, err := listen(s.Socket)
@@ -202,7 +205,8 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// accept answers connections until ctx is cancelled; what it starts works within work.
+// accept answers connections until ctx is cancelled; what it starts works within work,
+// which outlives ctx.
 func (s *Server) accept(ctx, work context.Context, l *net.UnixListener, requests *sync.WaitGroup) error {
 	places := make(chan struct{}, maxConnections)
 	for {
@@ -227,7 +231,7 @@ func (s *Server) accept(ctx, work context.Context, l *net.UnixListener, requests
 		}
 		requests.Go(func() {
 			defer func() { <-places }()
-			s.serve(work, conn)
+			s.serve(ctx, work, conn)
 		})
 	}
 }

@@ -60,11 +60,16 @@ func listen(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// serve answers one connection. Whatever happens to it concerns no other one.
-func (s *Server) serve(work context.Context, conn *net.UnixConn) {
+// serve answers one connection. Whatever happens to it concerns no other one. Once ctx has
+// ended an agent answers only what it has done: any failure may come from its end, and a plugin
+// that gets no answer asks the next agent.
+func (s *Server) serve(ctx, work context.Context, conn *net.UnixConn) {
 	defer conn.Close()
 	answer := wire.Response{Version: wire.Version}
-	result, err := s.exchange(work, conn)
+	result, err := s.exchange(ctx, work, conn)
+	if err != nil && ctx.Err() != nil {
+		return
+	}
 	if err != nil {
 		answer.Error = asWire(err)
 	} else {
@@ -84,8 +89,9 @@ func (s *Server) serve(work context.Context, conn *net.UnixConn) {
 	}
 }
 
-// exchange reads the request and works on it.
-func (s *Server) exchange(work context.Context, conn *net.UnixConn) ([]byte, error) {
+// exchange reads the request and works on it within work. What has not had its turn when
+// ending is cancelled never gets one.
+func (s *Server) exchange(ending, work context.Context, conn *net.UnixConn) ([]byte, error) {
 	if err := checkPeer(conn); err != nil {
 		s.Log.Warn("request refused", "error", err)
 		return nil, &wire.Error{Code: wire.CodeInternal, Msg: "the agent refuses the request", Details: err.Error()}
@@ -110,18 +116,18 @@ func (s *Server) exchange(work context.Context, conn *net.UnixConn) ([]byte, err
 		conn.Read(make([]byte, 1))
 		cancel()
 	}()
-	return s.guarded(ctx, &req, ns)
+	return s.guarded(ending, ctx, &req, ns)
 }
 
 // guarded turns a panic into an error of this one request.
-func (s *Server) guarded(ctx context.Context, req *wire.Request, ns *os.File) (result []byte, err error) {
+func (s *Server) guarded(ending, ctx context.Context, req *wire.Request, ns *os.File) (result []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.Log.Error("panic", "command", req.Command, "container", req.ContainerID, "panic", p, "stack", string(debug.Stack()))
 			result, err = nil, &wire.Error{Code: wire.CodeInternal, Msg: "the agent failed on this request", Details: fmt.Sprint(p)}
 		}
 	}()
-	return s.handle(ctx, req, ns)
+	return s.handle(ending, ctx, req, ns)
 }
 
 // checkPeer refuses whoever is neither root nor the agent's own user (SO_PEERCRED, unix(7)).

@@ -3,8 +3,10 @@
 //
 // Each of the two is a frame: four bytes of length, big endian, and so many bytes of JSON.
 // The pod's network namespace travels as an open descriptor (SCM_RIGHTS, unix(7)) with the
-// first byte of the request; a request without one has no control message. The plugin
-// links this package, so it imports little of the standard library and nothing else.
+// first byte of the request; a request without one has no control message. A connection that
+// the agent closes without a response means that it ended before the request was done: what it
+// had begun is taken back, by it or by the next one, to whom the request may be sent again. The
+// plugin links this package, so it imports little of the standard library and nothing else.
 package wire
 
 import (
