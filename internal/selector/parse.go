@@ -36,7 +36,7 @@ func Parse(s string) (*Selector, error) {
 			return nil, p.fail(`"&&", "||" or the end`)
 		}
 	}
-	return &Selector{root: root, text: string(root.appendTo(nil))}, nil
+	return compiled(root), nil
 }
 
 // parser is a recursive-descent parser. Between calls pos stands on the first byte of a

@@ -24,8 +24,25 @@ type Selector struct {
 	text string
 }
 
+// Labels is an object's labels, wherever they are kept.
+type Labels interface {
+	Get(key string) (value string, ok bool)
+}
+
+// Map is labels in a map.
+type Map map[string]string
+
+// Get returns the label's value; ok is false when it is absent.
+func (m Map) Get(key string) (value string, ok bool) {
+	value, ok = m[key]
+	return value, ok
+}
+
 // Matches reports whether an object with these labels is selected.
-func (s *Selector) Matches(labels map[string]string) bool { return s.root.matches(labels) }
+func (s *Selector) Matches(labels map[string]string) bool { return s.root.matches(Map(labels)) }
+
+// MatchesLabels is Matches for labels that are in no map.
+func (s *Selector) MatchesLabels(l Labels) bool { return s.root.matches(l) }
 
 // String is the canonical form: it parses to an equal selector, and selectors that
 // differ only in spacing, quotes or the order of a set have the same.
@@ -44,11 +61,18 @@ func (s *Selector) Pins(label string) (value string, ok bool) {
 
 // node is one operation of the compiled expression.
 type node interface {
-	matches(labels map[string]string) bool
+	matches(l Labels) bool
 	appendTo(b []byte) []byte
 	// values returns, when bounded, a sorted superset of the values the label can have
 	// where the operation (negated if not is set) holds; the label is then present.
 	values(label string, not bool) (values []string, bounded bool)
+	// requires reports whether the label is present wherever the operation (negated if not
+	// is set) holds. False promises nothing.
+	requires(label string, not bool) bool
+	// keys appends the label keys that the operation names.
+	keys(to []string) []string
+	// rewrite returns the operation with other keys, and others in place of all() and global().
+	rewrite(r *rewriting) node
 }
 
 type (
@@ -82,13 +106,13 @@ const (
 
 var whereWords = [...]string{anywhere: "contains", atStart: "starts with", atEnd: "ends with"}
 
-func (n all) matches(map[string]string) bool { return true }
-func (n has) matches(l map[string]string) bool {
-	_, ok := l[n.key]
+func (n all) matches(Labels) bool { return true }
+func (n has) matches(l Labels) bool {
+	_, ok := l.Get(n.key)
 	return ok
 }
-func (n invert) matches(l map[string]string) bool { return !n.of.matches(l) }
-func (n and) matches(l map[string]string) bool {
+func (n invert) matches(l Labels) bool { return !n.of.matches(l) }
+func (n and) matches(l Labels) bool {
 	for _, o := range n.of {
 		if !o.matches(l) {
 			return false
@@ -96,7 +120,7 @@ func (n and) matches(l map[string]string) bool {
 	}
 	return true
 }
-func (n or) matches(l map[string]string) bool {
+func (n or) matches(l Labels) bool {
 	for _, o := range n.of {
 		if o.matches(l) {
 			return true
@@ -104,12 +128,12 @@ func (n or) matches(l map[string]string) bool {
 	}
 	return false
 }
-func (n equals) matches(l map[string]string) bool {
-	v, ok := l[n.key]
+func (n equals) matches(l Labels) bool {
+	v, ok := l.Get(n.key)
 	return (ok && v == n.value) != n.not
 }
-func (n part) matches(l map[string]string) bool {
-	v, ok := l[n.key]
+func (n part) matches(l Labels) bool {
+	v, ok := l.Get(n.key)
 	switch {
 	case !ok:
 		return false
@@ -120,8 +144,8 @@ func (n part) matches(l map[string]string) bool {
 	}
 	return strings.Contains(v, n.value)
 }
-func (n in) matches(l map[string]string) bool {
-	v, ok := l[n.key]
+func (n in) matches(l Labels) bool {
+	v, ok := l.Get(n.key)
 	if ok {
 		_, ok = slices.BinarySearch(n.set, v)
 	}

@@ -2,6 +2,7 @@ package selector
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -222,6 +223,14 @@ func FuzzParse(f *testing.F) {
 		for _, l := range []labels{nil, l} {
 			if s.Matches(l) != again.Matches(l) {
 				t.Fatalf("%q: canonical form disagrees on %v", in, l)
+			}
+		}
+		// So is a requirement.
+		for _, l := range []labels{nil, l} {
+			for _, r := range s.Requirements() {
+				if v, ok := l[r.Key]; s.Matches(l) && (!ok || !r.Any && !slices.Contains(r.Values, v)) {
+					t.Fatalf("%q requires %v and matches %v", in, r, l)
+				}
 			}
 		}
 		// A pinned label is a promise: nothing else matches.
