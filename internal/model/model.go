@@ -63,7 +63,10 @@ type Snapshot struct {
 	Pools    []Pool
 	// Blocks are those this node needs: its own, those it borrows from, and all of them where
 	// routes come from blocks (VXLAN).
-	Blocks       []Block
+	Blocks []Block
+	// BlocksKnown: Blocks holds all that this node needs. While it does not, a block that is
+	// missing may be there, and no route that a block made may be taken for stale (I4).
+	BlocksKnown  bool
 	Reservations []netip.Prefix
 	IPAM         IPAMConfig
 	BGP          BGPConfig // cluster-wide configuration with this node's overrides merged in
