@@ -91,14 +91,15 @@ func awaitWorkload(t *testing.T, c *cluster.Cluster) []*cluster.Pod {
 	if _, err := c.Kubectl(t.Context(), "rollout", "status", "daemonset/web", "--timeout=120s"); err != nil {
 		t.Fatal(err)
 	}
-	pods, err := c.Pods(t.Context(), "default", "app=web")
-	if err != nil {
-		t.Fatal(err)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		pods, err := c.Pods(t.Context(), "default", "app=web")
+		if err == nil && len(pods) == len(c.Nodes()) {
+			return pods
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d pods run, want one on each of %d nodes: %v", len(pods), len(c.Nodes()), err)
+		}
 	}
-	if len(pods) != len(c.Nodes()) {
-		t.Fatalf("%d pods run, want one on each of %d nodes", len(pods), len(c.Nodes()))
-	}
-	return pods
 }
 
 func pingAll(t *testing.T, pods []*cluster.Pod) {
@@ -139,7 +140,11 @@ func left(name string) []string {
 // register NotReady and become Ready, pods reach each other, daemons, the API server and
 // whole nodes can be ended and started, and nothing is left in the end.
 func TestCluster(t *testing.T) {
-	cfg := cluster.Config{Name: "smoke", Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	name := "smoke"
+	if other := os.Getenv("CAUSEWAY_CLUSTER"); other != "" {
+		name = other + "-" + name // runs that have clusters of their own do not share this one
+	}
+	cfg := cluster.Config{Name: name, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	// One that is up is another run's, and not ours to take down: Up refuses, too.
 	if _, err := cluster.Attach(cfg); !errors.Is(err, cluster.ErrNotUp) {
 		t.Fatalf("attach before up: %v, want ErrNotUp", err)
@@ -151,7 +156,7 @@ func TestCluster(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			dir := filepath.Join(os.TempDir(), "causeway-smoke-logs")
+			dir := filepath.Join(os.TempDir(), "causeway-"+name+"-logs")
 			t.Logf("logs in %s: %v", dir, up.CollectLogs(context.Background(), dir))
 		}
 		if err := up.Down(context.Background()); err != nil {
@@ -208,6 +213,15 @@ func TestCluster(t *testing.T) {
 
 	t.Run("power", func(t *testing.T) {
 		n := c.Node("node4")
+		hardware := func() string {
+			t.Helper()
+			out, err := n.Exec(t.Context(), "cat", "/sys/class/net/eth0/address")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return out
+		}
+		was := hardware()
 		if err := n.PowerOff(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -222,6 +236,9 @@ func TestCluster(t *testing.T) {
 		}
 		if err := n.PowerOn(t.Context()); err != nil {
 			t.Fatal(err)
+		}
+		if now := hardware(); now != was {
+			t.Errorf("the hardware address was %s and is %s: its neighbours hold the old one", was, now)
 		}
 		outside := []traffic.Endpoint{{Space: c.Outside(), Addrs: []netip.Addr{netip.MustParseAddr(cluster.OutsideV4), netip.MustParseAddr(cluster.OutsideV6)}}}
 		// Until the kubelet has looked, the API shows the pod as it was.

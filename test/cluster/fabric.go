@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/sha256"
 	"embed"
 	"encoding/json"
 	"errors"
@@ -35,6 +36,14 @@ func placeOf(name string, rack int, host string) place {
 	return place{name: name, rack: rack,
 		v4: netip.MustParsePrefix(fmt.Sprintf("172.30.%d.%s/24", rack, host)), gw4: netip.MustParseAddr(fmt.Sprintf("172.30.%d.1", rack)),
 		v6: netip.MustParsePrefix(fmt.Sprintf("fd30:0:0:%d::%s/64", rack, host)), gw6: netip.MustParseAddr(fmt.Sprintf("fd30:0:0:%d::1", rack))}
+}
+
+// mac is the hardware address of the machine's interface, the same every time it is switched
+// on: with another one its neighbours, who hold the old one, would not reach it for seconds
+// (RFC 4861, section 7.3.3: 5 s and three probes).
+func (p place) mac() net.HardwareAddr {
+	sum := sha256.Sum256([]byte(p.name))
+	return append(net.HardwareAddr{0x02}, sum[:5]...) // locally administered, of one station (IEEE 802)
 }
 
 // The address plan, as in fabric/fabric.clab.yml. Every cluster has the same: clusters
@@ -119,7 +128,7 @@ func (c *Cluster) plug(m *machine.Machine, p place) error {
 		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = p.name, 1500
-		if err := sw.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerTxQLen: -1, PeerName: "eth0", PeerMTU: 1500, PeerNamespace: netlink.NsFd(int(ns))}); err != nil {
+		if err := sw.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerTxQLen: -1, PeerName: "eth0", PeerMTU: 1500, PeerNamespace: netlink.NsFd(int(ns)), PeerHardwareAddr: p.mac()}); err != nil {
 			return err
 		}
 		bridge, err := sw.LinkByName(swName)

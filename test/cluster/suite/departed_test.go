@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/causeway-net/causeway/test/cluster"
-	"github.com/causeway-net/causeway/test/lab/traffic"
 )
 
 // nodeGrace is what the controller is told to wait before it frees what a Node had that is
@@ -84,14 +83,7 @@ func TestNodeDeleted(t *testing.T) {
 	restored = true
 	rollout(t, ns, "daemonset/web")
 	again := pods(t, ns, "app=web", len(c.Nodes()))
-	// Its neighbours in the rack hold the hardware address of the machine that it was until
-	// the kernel has asked in vain (RFC 4861: 5 s and three probes).
-	eventually(t, 30*time.Second, func() error {
-		if failed := traffic.PingAll(t.Context(), ends(again), ends(again), traffic.PingConfig{}).Failed(); len(failed) > 0 {
-			return fmt.Errorf("no answer:\n%s", failed)
-		}
-		return nil
-	})
+	ping(t, ends(again), ends(again))
 	if after := ownedBy(t, gone); len(after) < 2 {
 		t.Errorf("%s has blocks %v, want one of either family", gone, after)
 	}
