@@ -137,7 +137,8 @@ func TestAgents(t *testing.T) {
 	step("a rolling update", func(t *testing.T) {
 		before := transition(n1)
 		end := p1.stream(p2.addr)
-		for _, signal := range []os.Signal{unix.SIGTERM, unix.SIGKILL} {
+		stopAdding := n1.keepAdding("lane1", "lane2", "lane3", "lane4")
+		for _, signal := range []os.Signal{unix.SIGTERM, unix.SIGKILL, unix.SIGTERM, unix.SIGTERM} {
 			n1.stop(signal)
 			n1.start()
 			c.eventually("the new agent is ready", func() string {
@@ -150,6 +151,7 @@ func TestAgents(t *testing.T) {
 				return ""
 			})
 		}
+		stopAdding()
 		end()
 		if got := transition(n1); got != before {
 			t.Errorf("the condition flipped: %s, was %s", got, before)

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -386,6 +387,36 @@ func (p *pod) stream(addr string) (end func()) {
 			lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 			p.on.t.Errorf("pings from %s to %s were lost (%v): %s", p.name, addr, err, strings.Join(lines[max(0, len(lines)-3):], "\n"))
 		}
+	}
+}
+
+// keepAdding attaches and detaches sandboxes of those names, all at once and again and again,
+// until the returned function is called, which fails the test for every call that failed.
+func (n *node) keepAdding(names ...string) (stop func()) {
+	n.t.Helper()
+	enough := make(chan struct{})
+	var lanes sync.WaitGroup
+	for _, name := range names {
+		p := n.sandbox(name)
+		lanes.Go(func() {
+			for count := 0; ; count++ {
+				select {
+				case <-enough:
+					n.t.Logf("%s: %d ADDs and DELs", name, count)
+					return
+				default:
+				}
+				for _, command := range []string{"add", "del"} {
+					if _, err := p.cni(command); err != nil {
+						n.t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	return func() {
+		close(enough)
+		lanes.Wait()
 	}
 }
 
