@@ -20,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
 	"sigs.k8s.io/yaml"
 
 	v3 "github.com/causeway-net/causeway/api/v3"
@@ -272,8 +274,12 @@ func TestOwnBlocks(t *testing.T) {
 	if len(list.Items) != 1 || list.Items[0].Name != "198-51-100-1-32" || list.Items[0].Spec.Allocations[0] != nil {
 		t.Fatalf("listed %+v", list.Items)
 	}
-	mine.ResourceVersion = list.ResourceVersion
-	w, err := blocks.Watch(t.Context(), mine)
+	w, err := watchtools.NewRetryWatcherWithContext(t.Context(), list.ResourceVersion, cache.ToWatcherWithContext(&cache.ListWatch{
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = mine.FieldSelector
+			return blocks.Watch(ctx, o)
+		},
+	}))
 	if err != nil {
 		t.Fatal(err)
 	}

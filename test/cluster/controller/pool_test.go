@@ -1,6 +1,7 @@
 package controller_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
 
 	v3 "github.com/causeway-net/causeway/api/v3"
 	"github.com/causeway-net/causeway/internal/controller"
@@ -116,7 +120,12 @@ func TestPoolStatusIsSparing(t *testing.T) {
 	c.condition("big", "Exhausted", "False FreeAddresses")
 	p, err := c.pools.Get(c.ctx, "big", metav1.GetOptions{})
 	c.must(err)
-	w, err := c.pools.Watch(c.ctx, metav1.ListOptions{ResourceVersion: p.ResourceVersion, FieldSelector: "metadata.name=big"})
+	w, err := watchtools.NewRetryWatcherWithContext(c.ctx, p.ResourceVersion, cache.ToWatcherWithContext(&cache.ListWatch{
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = "metadata.name=big"
+			return c.pools.Watch(ctx, o)
+		},
+	}))
 	c.must(err)
 	defer w.Stop()
 	began := time.Now()
@@ -132,7 +141,10 @@ func TestPoolStatusIsSparing(t *testing.T) {
 	writes := 0
 	for done := false; !done; {
 		select {
-		case <-w.ResultChan():
+		case e, open := <-w.ResultChan():
+			if !open || e.Type != watch.Modified {
+				c.Fatalf("the watch of the pool ended: %s %v", e.Type, e.Object)
+			}
 			writes++
 		case <-time.After(200 * time.Millisecond):
 			done = true

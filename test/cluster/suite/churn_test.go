@@ -17,6 +17,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/causeway-net/causeway/internal/kubeapi"
 	"github.com/causeway-net/causeway/test/cluster"
@@ -327,28 +329,43 @@ spec:
       topologySpreadConstraints:
       - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: churn}}}
 `, x.ns, pauseImage)
-	w, err := client.CoreV1().Pods(x.ns).Watch(t.Context(), metav1.ListOptions{LabelSelector: "app=churn"})
+	seen := func(obj any) {
+		p := obj.(*corev1.Pod)
+		if p.DeletionTimestamp != nil || len(p.Status.PodIPs) == 0 {
+			return
+		}
+		var addrs []netip.Addr
+		for _, ip := range p.Status.PodIPs {
+			addrs = append(addrs, netip.MustParseAddr(ip.IP))
+		}
+		if err := x.holders.took(string(p.UID), fmt.Sprintf("pod %s on %s", p.Name, p.Spec.NodeName), addrs); err != nil {
+			t.Error(err)
+		}
+	}
+	// An informer, since a watch may end at any time.
+	f := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(x.ns),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = "app=churn" }))
+	pods := f.Core().V1().Pods().Informer()
+	handler, err := pods.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, now any) { seen(now) }})
+	if err == nil {
+		err = pods.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
+			if ctx.Err() == nil {
+				t.Logf("the watch of the Deployment's pods ended, and begins again: %v", err)
+			}
+		})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	followed := make(chan struct{})
-	go func() {
-		defer close(followed)
-		for e := range w.ResultChan() {
-			p, ok := e.Object.(*corev1.Pod)
-			if !ok || p.DeletionTimestamp != nil || len(p.Status.PodIPs) == 0 {
-				continue
-			}
-			var addrs []netip.Addr
-			for _, ip := range p.Status.PodIPs {
-				addrs = append(addrs, netip.MustParseAddr(ip.IP))
-			}
-			if err := x.holders.took(string(p.UID), fmt.Sprintf("pod %s on %s", p.Name, p.Spec.NodeName), addrs); err != nil {
-				t.Error(err)
-			}
+	ctx, cancel := context.WithCancel(t.Context())
+	f.StartWithContext(ctx)
+	t.Cleanup(func() { cancel(); f.Shutdown() })
+	eventually(t, 30*time.Second, func() error {
+		if !handler.HasSynced() {
+			return errors.New("the Deployment's pods were not listed")
 		}
-	}()
-	t.Cleanup(func() { w.Stop(); <-followed })
+		return nil
+	})
 }
 
 // scale sets the Deployment's size.
