@@ -174,8 +174,11 @@ func (c *Cluster) rollout(ctx context.Context, what string) error {
 	return err
 }
 
-// AwaitSessions waits until the ToRs' sessions with all nodes are established.
+// AwaitSessions waits until the ToRs' sessions with all nodes are established, three minutes
+// at most.
 func (c *Cluster) AwaitSessions(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
 	return poll(ctx, 100*time.Millisecond, func() error {
 		var errs []error
 		for _, n := range c.nodes {

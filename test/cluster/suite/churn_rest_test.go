@@ -102,7 +102,7 @@ func (n *churnNode) held() []netip.Addr {
 // pods (see ledger), which are those that there are, and no node has put by too much.
 func (x *churn) atRest(t *testing.T) {
 	t.Helper()
-	eventually(t, time.Minute, func() error {
+	eventually(t, 2*time.Minute, func() error {
 		want, err := x.pods(t.Context())
 		if err != nil {
 			return err
@@ -205,34 +205,46 @@ func compare(want, got []netip.Addr) (missing, more []netip.Addr) {
 
 var podLink = regexp.MustCompile(`\bcali[0-9a-f]{11}\b`)
 
-// nothingLeft fails the test for every rule, route or neighbour of a node that names a link
-// that is gone, or a container of the direct calls, as the chains of host ports do.
+// nothingLeft waits until no rule, route or neighbour of a node names a link that is gone, or
+// a container of the direct calls, as the chains of host ports do.
 func (x *churn) nothingLeft(t *testing.T) {
 	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		var errs []error
+		for _, n := range x.nodes {
+			errs = append(errs, x.leftOn(t.Context(), n))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// leftOn names what nothingLeft looks for on a node.
+func (x *churn) leftOn(ctx context.Context, n *churnNode) error {
+	// Links come second: one that is made meanwhile is there then.
+	rules, err := n.Exec(ctx, "sh", "-c", "iptables-save; ip6tables-save; nft list ruleset; for f in -4 -6; do ip $f rule; ip $f route; ip $f neigh; done")
+	if err != nil {
+		return err
+	}
+	links, err := n.Exec(ctx, "ip", "-brief", "link")
+	if err != nil {
+		return err
+	}
 	x.holders.mu.Lock()
 	defer x.holders.mu.Unlock()
-	for _, n := range x.nodes {
-		links, err := n.Exec(t.Context(), "ip", "-brief", "link")
-		if err != nil {
-			t.Fatal(err)
+	var errs []error
+	for line := range strings.Lines(rules) {
+		left := false
+		for _, link := range podLink.FindAllString(line, -1) {
+			left = left || !strings.Contains(links, link)
 		}
-		rules, err := n.Exec(t.Context(), "sh", "-c", "iptables-save; ip6tables-save; nft list ruleset; for f in -4 -6; do ip $f rule; ip $f route; ip $f neigh; done")
-		if err != nil {
-			t.Fatal(err)
+		for id := range x.holders.left {
+			left = left || strings.Contains(line, id[:16])
 		}
-		for line := range strings.Lines(rules) {
-			left := false
-			for _, link := range podLink.FindAllString(line, -1) {
-				left = left || !strings.Contains(links, link)
-			}
-			for id := range x.holders.left {
-				left = left || strings.Contains(line, id[:16])
-			}
-			if left {
-				t.Errorf("%s: left behind: %s", n, line)
-			}
+		if left {
+			errs = append(errs, fmt.Errorf("%s: left behind: %s", n, strings.TrimSpace(line)))
 		}
 	}
+	return errors.Join(errs...)
 }
 
 // count begins to count what the agents ask the API server. The function that it returns
@@ -246,10 +258,27 @@ func (x *churn) count(t *testing.T) (cost func(addresses int, mostWrites float64
 	before := x.served(t)
 	return func(addresses int, mostWrites float64) {
 		t.Helper()
-		all, err := log.Next()
-		if err != nil {
-			t.Fatal(err)
-		}
+		// The log has all that the server's own metrics have, whoever asked: not in the same
+		// instant, and agents may write until then.
+		var all []requests.Request
+		eventually(t, 30*time.Second, func() error {
+			served := x.served(t) - before
+			more, err := log.Next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, more...)
+			logged := 0
+			for _, r := range all {
+				if r.Resource == "ipamblocks" && r.Write() {
+					logged++
+				}
+			}
+			if logged != served || logged == 0 {
+				return fmt.Errorf("the audit log has %d writes of blocks, the API server's metrics %d: want the same, and some", logged, served)
+			}
+			return nil
+		})
 		n := requests.CostOf(all)
 		writes, reads := float64(n.Writes)/float64(addresses), float64(n.Reads)/float64(addresses)
 		t.Logf("%d addresses, %.3f writes and %.3f reads for each: %s", addresses, writes, reads, n)
@@ -261,16 +290,6 @@ func (x *churn) count(t *testing.T) (cost func(addresses int, mostWrites float64
 		}
 		if n.ClaimReads > n.Claims {
 			t.Errorf("%d reads for %d claims, want one for each at most", n.ClaimReads, n.Claims)
-		}
-		// The log has all that the server's own metrics have, whoever asked.
-		logged := 0
-		for _, r := range all {
-			if r.Resource == "ipamblocks" && r.Write() {
-				logged++
-			}
-		}
-		if served := x.served(t) - before; logged != served || logged == 0 {
-			t.Errorf("the audit log has %d writes of blocks, the API server's metrics %d: want the same, and some", logged, served)
 		}
 	}
 }

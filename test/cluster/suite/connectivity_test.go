@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -19,27 +20,31 @@ import (
 // to the blocks of others from BGP.
 func TestInstalled(t *testing.T) {
 	daemonSet(t, namespace(t), "web") // so that every node has blocks
-	nodes, err := client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range nodes.Items {
-		for _, cond := range n.Status.Conditions {
-			want := corev1.ConditionFalse
-			if cond.Type == corev1.NodeReady {
-				want = corev1.ConditionTrue
+	eventually(t, 30*time.Second, func() error {
+		nodes, err := client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for _, n := range nodes.Items {
+			for _, cond := range n.Status.Conditions {
+				want := corev1.ConditionFalse
+				if cond.Type == corev1.NodeReady {
+					want = corev1.ConditionTrue
+				}
+				if cond.Status != want {
+					errs = append(errs, fmt.Errorf("%s: condition %s is %s (%s), want %s", n.Name, cond.Type, cond.Status, cond.Message, want))
+				}
 			}
-			if cond.Status != want {
-				t.Errorf("%s: condition %s is %s (%s), want %s", n.Name, cond.Type, cond.Status, cond.Message, want)
+			want := map[string]string{"projectcalico.org/IPv4Address": c.Node(n.Name).Addrs()[0].String() + "/24", "projectcalico.org/IPv6Address": c.Node(n.Name).Addrs()[1].String() + "/64"}
+			for k, v := range want {
+				if n.Annotations[k] != v {
+					errs = append(errs, fmt.Errorf("%s: annotation %s is %q, want %q", n.Name, k, n.Annotations[k], v))
+				}
 			}
 		}
-		want := map[string]string{"projectcalico.org/IPv4Address": c.Node(n.Name).Addrs()[0].String() + "/24", "projectcalico.org/IPv6Address": c.Node(n.Name).Addrs()[1].String() + "/64"}
-		for k, v := range want {
-			if n.Annotations[k] != v {
-				t.Errorf("%s: annotation %s is %q, want %q", n.Name, k, n.Annotations[k], v)
-			}
-		}
-	}
+		return errors.Join(errs...)
+	})
 	for _, n := range c.Nodes() {
 		for _, family := range []string{"-4", "-6"} {
 			eventually(t, 30*time.Second, func() error {
@@ -117,6 +122,8 @@ spec: {clusterIP: None, ipFamilyPolicy: RequireDualStack, selector: {app: web}, 
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The ways are there; what follows is of Services.
+	ping(t, append(ends(clients), append(nodeEnds(), outside()...)...), ends(backends))
 	names := map[string]bool{}
 	for _, p := range backends {
 		names[p.Name] = true
@@ -190,6 +197,7 @@ func TestHostPort(t *testing.T) {
 	ns := namespace(t)
 	const port = 18080
 	web := daemonSet(t, ns, "web", fmt.Sprintf("ports: [{containerPort: 8080, hostPort: %d}]", port))
+	ping(t, ends(web), nodeEnds()) // the ways are there; what follows is of ports
 	for i, p := range web {
 		for _, a := range p.Node.Addrs() {
 			for _, from := range []traffic.Space{c.Outside(), c.Nodes()[(i+1)%4], web[(i+1)%4], p.Node} {

@@ -152,7 +152,8 @@ func awaitAgent(t *testing.T, n *cluster.Node, after time.Time) (s agentState) {
 
 // killAgent ends the agent's process of a node with SIGKILL.
 func killAgent(ctx context.Context, n *cluster.Node) error {
-	out, err := n.Exec(ctx, "pgrep", "-f", "^/usr/local/bin/causeway agent")
+	// The oldest: a child of the agent's bears its name until it is another program.
+	out, err := n.Exec(ctx, "pgrep", "-o", "-f", "^/usr/local/bin/causeway agent")
 	if err != nil {
 		return err
 	}

@@ -97,7 +97,7 @@ func TestAPIServerAway(t *testing.T) {
 	stop()
 
 	// The API hears of it all.
-	eventually(t, 90*time.Second, func() error {
+	eventually(t, 2*time.Minute, func() error {
 		list, err := c.Pods(ctx, ns, "app=victim")
 		if err != nil {
 			return err

@@ -13,6 +13,9 @@ import (
 // returns a function that ends them and fails the test for each packet that was lost.
 func streams(t *testing.T, pairs ...[2]*cluster.Pod) (stop func()) {
 	t.Helper()
+	for _, p := range pairs { // routes first: every packet counts
+		ping(t, ends(p[:1]), ends(p[1:]))
+	}
 	var all []*traffic.Stream
 	for _, p := range pairs {
 		for _, v6 := range []bool{false, true} {
@@ -24,7 +27,7 @@ func streams(t *testing.T, pairs ...[2]*cluster.Pod) (stop func()) {
 		}
 	}
 	// What a scenario does to them must not begin before they flow.
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 30*time.Second, func() error {
 		for _, s := range all {
 			if s.Received() < 100 {
 				return fmt.Errorf("%d of %d packets arrived", s.Received(), s.Sent())

@@ -102,22 +102,24 @@ func rollout(t *testing.T, ns, what string) {
 	kubectl(t, "-n", ns, "rollout", "status", "--timeout=120s", what)
 }
 
-// pods returns the running pods that a selector picks; there must be want of them, each
-// with an address of either family.
-func pods(t *testing.T, ns, selector string, want int) []*cluster.Pod {
+// pods waits until want pods that a selector picks run, each with an address of either
+// family, and returns them. What a rollout says is no proof: it may be older than a node.
+func pods(t *testing.T, ns, selector string, want int) (list []*cluster.Pod) {
 	t.Helper()
-	list, err := c.Pods(t.Context(), ns, selector)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(list) != want {
-		t.Fatalf("%s: %d pods of %s run, want %d", ns, len(list), selector, want)
-	}
-	for _, p := range list {
-		if !p.Addr(false).IsValid() || !p.Addr(true).IsValid() {
-			t.Fatalf("%s has addresses %v, want one of either family", p, p.Addrs)
+	eventually(t, 2*time.Minute, func() (err error) {
+		if list, err = c.Pods(t.Context(), ns, selector); err != nil {
+			return err
 		}
-	}
+		if len(list) != want {
+			return fmt.Errorf("%s: %d pods of %s run, want %d", ns, len(list), selector, want)
+		}
+		for _, p := range list {
+			if !p.Addr(false).IsValid() || !p.Addr(true).IsValid() {
+				return fmt.Errorf("%s has addresses %v, want one of either family", p, p.Addrs)
+			}
+		}
+		return nil
+	})
 	return list
 }
 
@@ -198,10 +200,13 @@ func outside() []traffic.Endpoint {
 	return []traffic.Endpoint{{Space: c.Outside(), Addrs: []netip.Addr{netip.MustParseAddr(cluster.OutsideV4), netip.MustParseAddr(cluster.OutsideV6)}}}
 }
 
+// pinging bounds a ping: routes to a block that was just claimed are on their way for a moment.
+var pinging = traffic.PingConfig{Timeout: 15 * time.Second}
+
 // pingFrom returns nil when an address answers a place in the network.
 func pingFrom(ctx context.Context, from traffic.Space, to netip.Addr) error {
 	target := traffic.Endpoint{Space: c.Outside(), Addrs: []netip.Addr{to}} // only the address counts
-	if failed := traffic.PingAll(ctx, []traffic.Endpoint{{Space: from}}, []traffic.Endpoint{target}, traffic.PingConfig{}).Failed(); len(failed) > 0 {
+	if failed := traffic.PingAll(ctx, []traffic.Endpoint{{Space: from}}, []traffic.Endpoint{target}, pinging).Failed(); len(failed) > 0 {
 		return fmt.Errorf("%s -> %s: no answer", from, to)
 	}
 	return nil
@@ -210,7 +215,7 @@ func pingFrom(ctx context.Context, from traffic.Space, to netip.Addr) error {
 // ping fails the test for every pair without an answer.
 func ping(t *testing.T, from, to []traffic.Endpoint) {
 	t.Helper()
-	if failed := traffic.PingAll(t.Context(), from, to, traffic.PingConfig{}).Failed(); len(failed) > 0 {
+	if failed := traffic.PingAll(t.Context(), from, to, pinging).Failed(); len(failed) > 0 {
 		t.Errorf("no answer:\n%s", failed)
 	}
 }
