@@ -46,12 +46,16 @@ const hostAffinity = "host:"
 // attrNode is the attribute of an allocation that names the node which holds it.
 const attrNode = "node"
 
+// nodeName is what the CRD lets an owner be named.
+var nodeName = regexp.MustCompile(`^[a-zA-Z0-9._-]+$`)
+
 // Of returns what a block's spec says of where its addresses are. Whatever else is wrong
-// with the spec, indexes out of range are taken for free addresses.
+// with the spec, indexes out of range are taken for free addresses, and what no node can be
+// named for none.
 func Of(cidr netip.Prefix, s *v3.IPAMBlockSpec) model.Block {
 	out := model.Block{CIDR: cidr}
 	if s.Affinity != nil {
-		if node, ok := strings.CutPrefix(*s.Affinity, hostAffinity); ok {
+		if node, ok := strings.CutPrefix(*s.Affinity, hostAffinity); ok && nodeName.MatchString(node) {
 			out.Node = node
 		}
 	}
@@ -60,7 +64,7 @@ func Of(cidr netip.Prefix, s *v3.IPAMBlockSpec) model.Block {
 		if n != nil && *n >= 0 && *n < len(s.Attributes) {
 			a := &s.Attributes[*n]
 			free := (a.HandleID == nil || *a.HandleID == "") && a.ReleasedAt != nil
-			if node := a.ActiveOwnerAttrs[attrNode]; node != "" && node != out.Node && !free {
+			if node := a.ActiveOwnerAttrs[attrNode]; node != out.Node && !free && nodeName.MatchString(node) {
 				out.Lent = append(out.Lent, model.Loan{Addr: addr, Node: node})
 			}
 		}
@@ -107,8 +111,6 @@ func format(b model.Block, generation int64) string {
 	}
 	return out.String()
 }
-
-var nodeName = regexp.MustCompile(`^[a-zA-Z0-9._-]+$`)
 
 // Parse reads the annotation of the object of that name. generation is that of the spec it
 // was written with.

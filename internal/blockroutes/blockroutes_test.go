@@ -46,8 +46,8 @@ func TestNote(t *testing.T) {
 		{spec("host:a"), "1 7 10.244.0.4/30 a"},
 		{spec(""), "1 7 10.244.0.4/30 -"},
 		{spec("virtual:load-balancer", held("b")), "1 7 10.244.0.4/30 - 0=b"},
-		{spec("host:a", held("a"), held("b"), held(""), held("c.example.net")), "1 7 10.244.0.4/30 a 1=b 3=c.example.net"},
-		{spec("host:a", released, unnamed), "1 7 10.244.0.4/30 a 1=b"},
+		{spec("host:a", held("a"), held("b"), held("x 3=y"), held("c.example.net")), "1 7 10.244.0.4/30 a 1=b 3=c.example.net"},
+		{spec("host:a", released, unnamed, held("")), "1 7 10.244.0.4/30 a 1=b"},
 		{&v3.IPAMBlockSpec{Affinity: ptr("host:a"), Allocations: []*int{ptr(9), ptr(-1), nil, nil}}, "1 7 10.244.0.4/30 a"},
 	} {
 		before := map[string]string{"other": "x", Annotation: "old"}

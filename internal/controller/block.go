@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	v3 "github.com/causeway-net/causeway/api/v3"
+	"github.com/causeway-net/causeway/internal/blockroutes"
 	"github.com/causeway-net/causeway/internal/kubeapi"
 	"github.com/causeway-net/causeway/ipam"
 	"github.com/causeway-net/causeway/ipam/kube"
@@ -94,6 +95,7 @@ func compose(old *v3.IPAMBlock, b *ipam.Block) *v3.IPAMBlock {
 	if len(seqs) > 0 {
 		out.Spec.SequenceNumberForAllocation = seqs
 	}
+	out.Annotations = blockroutes.Note(out.Annotations, b.CIDR, &out.Spec, old.Generation+1)
 	relabel(out, b)
 	return out
 }
@@ -135,7 +137,9 @@ func (c blockClient) update(ctx context.Context, old *v3.IPAMBlock, b *ipam.Bloc
 func (c blockClient) create(ctx context.Context, b *ipam.Block) (*v3.IPAMBlock, error) {
 	ctx, cancel := context.WithTimeout(ctx, kubeapi.RequestTimeout)
 	defer cancel()
-	o, err := c.res.Create(ctx, manifest.ToV3(b, 0), metav1.CreateOptions{})
+	made := manifest.ToV3(b, 0)
+	made.Annotations = blockroutes.Note(nil, b.CIDR, &made.Spec, 1)
+	o, err := c.res.Create(ctx, made, metav1.CreateOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("claim block %s: %w", b.CIDR, err)
 	}

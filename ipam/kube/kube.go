@@ -19,6 +19,11 @@
 // other nodes' blocks are read only to borrow: eight at random, then, if those had nothing,
 // pages of 100 until there is enough, and not again within SearchEvery.
 //
+// Every write says in an annotation of the block whose it is and who holds what is lent of it
+// (package blockroutes): other nodes make routes of that. A block that an older agent, Calico
+// or a hand wrote without it gets it from its owner, when that lists its own blocks; one that
+// nobody owns, from who has addresses in it.
+//
 // Blocks are a node's by its name. A Node that is deleted and made again under its name,
 // with another UID, finds its blocks unless the controller, which frees by UID, was faster;
 // an agent that lives through that reads its blocks before it gives another address, since
@@ -210,11 +215,7 @@ func (s *Store) Update(ctx context.Context, b *ipam.Block) error {
 	if err := s.mayMark(ctx, b, old); err != nil {
 		return err
 	}
-	data, err := s.encode(b, old)
-	if err != nil {
-		return err
-	}
-	body, err := send(ctx, s.cfg.Clients.V3.Put().Name(old.name).Body(data))
+	made, err := s.write(ctx, b, old)
 	if apierrors.IsConflict(err) {
 		// The API server says the same of an object that is gone.
 		if _, gone := send(ctx, s.cfg.Clients.V3.Get().Name(old.name)); isGone(old.name, gone) {
@@ -223,10 +224,6 @@ func (s *Store) Update(ctx context.Context, b *ipam.Block) error {
 	}
 	if err != nil {
 		return translate(b.CIDR, err)
-	}
-	made, err := decode(body)
-	if err != nil {
-		return err
 	}
 	b.Revision, b.Stored = made.revision(), made
 	return nil
@@ -337,7 +334,7 @@ func (s *Store) page(ctx context.Context, q ipam.Query, next string) ([]*ipam.Bl
 	}
 	blocks := make([]*ipam.Block, len(sound))
 	for i, o := range sound {
-		blocks[i] = o.block
+		blocks[i] = s.mend(ctx, o).block
 	}
 	return blocks, list.Metadata.Continue, nil
 }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	v3 "github.com/causeway-net/causeway/api/v3"
+	"github.com/causeway-net/causeway/internal/blockroutes"
 	"github.com/causeway-net/causeway/ipam"
 	"github.com/causeway-net/causeway/ipam/manifest"
 )
@@ -27,6 +28,9 @@ type object struct {
 	uid     types.UID
 	version string // resourceVersion
 	labels  map[string]string
+	// generation counts the changes of spec, and annotations are the object's.
+	generation  int64
+	annotations map[string]string
 
 	metadata, spec map[string]json.RawMessage
 	typed          v3.IPAMBlockSpec
@@ -55,6 +59,7 @@ func decode(data []byte) (*object, error) {
 	}
 	delete(o.metadata, "managedFields") // the server keeps them when an update has none
 	o.name, o.uid, o.version, o.labels = meta.Name, meta.UID, meta.ResourceVersion, meta.Labels
+	o.generation, o.annotations = meta.Generation, meta.Annotations
 	if err := errors.Join(json.Unmarshal(in.Spec, &o.typed), json.Unmarshal(in.Spec, &o.spec)); err != nil {
 		return o, fmt.Errorf("IPAMBlock %s: .spec: %w", o.name, err)
 	}
@@ -113,6 +118,8 @@ func (s *Store) encode(b *ipam.Block, old *object) ([]byte, error) {
 	}
 	put(metadata, "name", m.Name)
 	put(metadata, "labels", labels)
+	// The sequence number is another one, so that the spec is, and the server counts it.
+	put(metadata, "annotations", blockroutes.Note(old.annotations, b.CIDR, &m.Spec, old.generation+1))
 	put(spec, "cidr", m.Spec.CIDR)
 	put(spec, "allocations", m.Spec.Allocations)
 	put(spec, "unallocated", m.Spec.Unallocated)
