@@ -203,7 +203,7 @@ func (d *Daemon) LogPath() string { return filepath.Join(d.node.dir, "logs", d.N
 
 // Start starts the daemon and returns when it takes commands and has its configuration.
 func (d *Daemon) Start(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, Slow(30*time.Second))
 	defer cancel()
 	for _, name := range d.after {
 		if err := d.node.Daemon(name).awaitReady(ctx); err != nil {
@@ -322,7 +322,7 @@ func (d *Daemon) Stop(ctx context.Context) error {
 	if err := d.Signal(ctx, syscall.SIGTERM); err != nil {
 		return err
 	}
-	soft, cancel := context.WithTimeout(ctx, 10*time.Second)
+	soft, cancel := context.WithTimeout(ctx, Slow(10*time.Second))
 	defer cancel()
 	if d.Wait(soft) == nil {
 		return nil

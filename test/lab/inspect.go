@@ -35,7 +35,7 @@ type PodView struct {
 // Inspect looks at every node.
 func (l *Lab) Inspect(ctx context.Context) ([]NodeView, error) {
 	views := make([]NodeView, len(l.nodes))
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, Slow(10*time.Second))
 	defer cancel()
 	err := l.eachNode(func(n *Node) error {
 		v := NodeView{Name: n.Spec.Name, Kind: n.Spec.Kind, Role: n.Spec.Role, Image: n.Spec.Image, Group: n.Spec.Group,

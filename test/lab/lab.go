@@ -93,6 +93,9 @@ func Up(ctx context.Context, t *Topology, o Options) (*Lab, error) {
 	if !reexecReady {
 		return nil, errors.New("lab: the program must call lab.Reexec first thing in main or TestMain")
 	}
+	if _, err := slowness(); err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
 	if err := o.fill(); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
@@ -122,7 +125,7 @@ func Up(ctx context.Context, t *Topology, o Options) (*Lab, error) {
 			return nil, err
 		}
 		// The context may be what ended the build; taking down must still happen.
-		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), Slow(30*time.Second))
 		defer cancel()
 		err = fmt.Errorf("lab %s: %w", l.Name, err)
 		if derr := takeDown(down, o.StateRoot, l.Name); derr != nil {

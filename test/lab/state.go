@@ -85,7 +85,7 @@ func lockLab(root, name string) (unlock func(), err error) {
 		return nil, err
 	}
 	path := filepath.Join(root, "."+name+".lock")
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(Slow(60 * time.Second))
 	for {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
@@ -190,7 +190,7 @@ func endProc(p proc) error {
 		return fmt.Errorf("kill %d: %w", p.PID, err)
 	}
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(Slow(15 * time.Second))
 	for {
 		n, err := unix.Poll(poll, int(time.Until(deadline).Milliseconds()))
 		switch {

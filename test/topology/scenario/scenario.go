@@ -28,7 +28,7 @@ type Fabric struct{ *fabric.Fabric }
 // have to say.
 func Up(t *testing.T, name string) *Fabric {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), lab.Slow(time.Minute))
 	defer cancel()
 	bin, err := filepath.Abs(filepath.Join(root, "bin"))
 	if err != nil {
@@ -50,7 +50,7 @@ func Up(t *testing.T, name string) *Fabric {
 	}
 	f := &Fabric{&fabric.Fabric{Lab: l}}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), lab.Slow(time.Minute))
 		defer cancel()
 		if t.Failed() {
 			f.report(t)
@@ -69,16 +69,18 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Context is a context that ends with the test or after d.
+// Context is a context that ends with the test or after d, longer on a slow computer (lab.Slow).
 func Context(t *testing.T, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), d)
+	ctx, cancel := context.WithTimeout(t.Context(), lab.Slow(d))
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// Eventually polls until done returns nil, and fails the test when it has not by then.
+// Eventually polls until done returns nil, and fails the test when it has not by then. A
+// slow computer is given longer (lab.Slow).
 func Eventually(t *testing.T, within time.Duration, what string, done func() error) {
 	t.Helper()
+	within = lab.Slow(within)
 	deadline := time.Now().Add(within)
 	for {
 		err := done()
@@ -138,7 +140,7 @@ func Reach(t *testing.T, within time.Duration, from, to []traffic.Endpoint) {
 
 // report prints what helps to find out why a test failed.
 func (f *Fabric) report(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), lab.Slow(30*time.Second))
 	defer cancel()
 	for _, n := range f.Nodes() {
 		commands := [][]string{{"ip", "route"}, {"ip", "-6", "route"}}

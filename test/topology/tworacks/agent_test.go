@@ -305,7 +305,7 @@ func killedInADD(t *testing.T, f *scenario.Fabric) {
 		if answered {
 			delay = 0
 		} else {
-			delay += 500 * time.Microsecond
+			delay += lab.Slow(500 * time.Microsecond)
 		}
 		if err := agent.Start(ctx); err != nil {
 			t.Fatal(err)

@@ -146,7 +146,7 @@ func uplinkCut(t *testing.T, f *scenario.Fabric) {
 			waitFor(t, "a second and a half after the cut", func() bool { return out.Sent() > sent+pps*3/2 })
 			for _, r := range []*traffic.Report{out.Stop(), back.Stop()} {
 				t.Log(r)
-				if r.Received == 0 || time.Duration(r.LongestOutage) > 100*time.Millisecond {
+				if r.Received == 0 || time.Duration(r.LongestOutage) > lab.Slow(100*time.Millisecond) {
 					t.Errorf("a flow was interrupted for %s", r.LongestOutage)
 				}
 			}
