@@ -176,7 +176,7 @@ var damage = map[string]struct {
 	"proxy_delay":      {false, "sysctl -qw net.ipv4.neigh.HOST.proxy_delay=80", Sysctl, false},
 	"pod down":         {true, "ip link set eth0 down", PodLink, false},
 	"pod mtu":          {true, "ip link set eth0 mtu 1400", PodLink, false},
-	"pod renamed":      {true, "ip link set eth0 down name ethX", PodLink, true},
+	"pod renamed":      {true, "ip link set eth0 down; ip link set eth0 name ethX", PodLink, true},
 	"pod address":      {true, "ip addr del 10.9.0.5/32 dev eth0", Address, false},
 	"pod prefix":       {true, "ip addr del 10.9.0.5/32 dev eth0; ip addr add 10.9.0.5/24 dev eth0", Address, false},
 	"pod address ipv6": {true, "ip addr del fd00:9::5/128 dev eth0", Address, false},
