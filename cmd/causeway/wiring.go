@@ -336,9 +336,9 @@ func (a *agent) advertise() {
 // podMTU is the MTU of new pods, in bytes.
 func (a *agent) podMTU() int {
 	a.mu.Lock()
-	pools := a.snap.Pools
+	snap := a.snap
 	a.mu.Unlock()
-	return a.links.MTU() - dataplane.Overhead(pools)
+	return dataplane.PodMTU(snap, a.links.MTU())
 }
 
 // reversePath is one family's rules as far as a pod's start depends on them: trouble with

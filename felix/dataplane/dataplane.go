@@ -59,26 +59,6 @@ func BlockRoutes(own []netip.Prefix) []model.Route {
 	return routes
 }
 
-// Overhead is the number of bytes that the pools' encapsulations take from a pod's MTU,
-// the worst of them: 20 for IPIP (RFC 2003), 50 for VXLAN over IPv4 and 70 over IPv6
-// (RFC 7348). Pods keep one MTU whichever pool their address is from.
-func Overhead(pools []model.Pool) int {
-	worst := 0
-	for _, p := range pools {
-		if p.IPIPMode == model.EncapAlways || p.IPIPMode == model.EncapCrossSubnet {
-			worst = max(worst, 20)
-		}
-		if p.VXLANMode == model.EncapAlways || p.VXLANMode == model.EncapCrossSubnet {
-			if p.CIDR.Addr().Is4() {
-				worst = max(worst, 50)
-			} else {
-				worst = max(worst, 70)
-			}
-		}
-	}
-	return worst
-}
-
 // Outside lists the addresses of a pod that none of the node's own blocks covers (borrowed
 // or asked for by name): nobody would find them by the blocks' adverts. An endpoint that is
 // not wired yet has none.

@@ -40,25 +40,6 @@ func TestBlockRoutes(t *testing.T) {
 	}
 }
 
-func TestOverhead(t *testing.T) {
-	v4, v6 := prefix("10.0.0.0/16"), prefix("fd00::/48")
-	for _, c := range []struct {
-		name  string
-		pools []model.Pool
-		want  int
-	}{
-		{"none", nil, 0},
-		{"never", []model.Pool{{CIDR: v4, IPIPMode: model.EncapNever, VXLANMode: model.EncapNever}}, 0},
-		{"ipip", []model.Pool{{CIDR: v4, IPIPMode: model.EncapCrossSubnet}}, 20},
-		{"vxlan", []model.Pool{{CIDR: v4, VXLANMode: model.EncapAlways}}, 50},
-		{"worst counts", []model.Pool{{CIDR: v4, IPIPMode: model.EncapAlways}, {CIDR: v6, VXLANMode: model.EncapCrossSubnet}}, 70},
-	} {
-		if got := Overhead(c.pools); got != c.want {
-			t.Errorf("%s: %d, want %d", c.name, got, c.want)
-		}
-	}
-}
-
 func TestOutside(t *testing.T) {
 	snap := &model.Snapshot{Blocks: []model.Block{{CIDR: prefix("10.244.0.0/26"), Node: "a"}, {CIDR: prefix("10.244.0.64/26"), Node: "b"}}}
 	eps := []model.Endpoint{
