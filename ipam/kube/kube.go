@@ -171,7 +171,7 @@ func isGone(name string, err error) bool {
 
 // Create claims a block: ipam.Store.
 func (s *Store) Create(ctx context.Context, b *ipam.Block) error {
-	data, err := s.encode(b, nil)
+	data, err := s.encode(b, nil, true)
 	if err != nil {
 		return err
 	}

@@ -41,15 +41,28 @@ func (s *Store) mends(b *ipam.Block) bool {
 }
 
 // write replaces the object that old is a version of by one that says what b does, and
-// returns it as the server stored it.
+// returns it as the server stored it. Where an admission policy of a release that did not
+// know the annotation refuses it, the block is written without.
 func (s *Store) write(ctx context.Context, b *ipam.Block, old *object) (*object, error) {
-	data, err := s.encode(b, old)
-	if err != nil {
+	put := func(annotate bool) (*object, error) {
+		data, err := s.encode(b, old, annotate)
+		if err != nil {
+			return nil, err
+		}
+		body, err := send(ctx, s.cfg.Clients.V3.Put().Name(old.name).Body(data))
+		if err != nil {
+			return nil, err
+		}
+		return decode(body)
+	}
+	o, err := put(true)
+	if !apierrors.IsInvalid(err) && !apierrors.IsForbidden(err) {
+		return o, err
+	}
+	o, without := put(false)
+	if without != nil {
 		return nil, err
 	}
-	body, err := send(ctx, s.cfg.Clients.V3.Put().Name(old.name).Body(data))
-	if err != nil {
-		return nil, err
-	}
-	return decode(body)
+	s.complain(o.name, err.Error(), "the annotation "+blockroutes.Annotation+" is refused, and other nodes may have no VXLAN routes to the block; apply the admission policies of this release")
+	return o, nil
 }

@@ -94,8 +94,9 @@ func familyOf(block netip.Prefix) string {
 	return "6"
 }
 
-// encode returns the object that says what b says and, of an old one, keeps the rest.
-func (s *Store) encode(b *ipam.Block, old *object) ([]byte, error) {
+// encode returns the object that says what b says and, of an old one, keeps the rest, the
+// annotation as well unless annotate is set.
+func (s *Store) encode(b *ipam.Block, old *object, annotate bool) ([]byte, error) {
 	first := old == nil
 	if first {
 		// A block that comes again under its name does not repeat its numbers: whoever
@@ -118,8 +119,10 @@ func (s *Store) encode(b *ipam.Block, old *object) ([]byte, error) {
 	}
 	put(metadata, "name", m.Name)
 	put(metadata, "labels", labels)
-	// The sequence number is another one, so that the spec is, and the server counts it.
-	put(metadata, "annotations", blockroutes.Note(old.annotations, b.CIDR, &m.Spec, old.generation+1))
+	if annotate {
+		// The sequence number is another one, so that the spec is, and the server counts it.
+		put(metadata, "annotations", blockroutes.Note(old.annotations, b.CIDR, &m.Spec, old.generation+1))
+	}
 	put(spec, "cidr", m.Spec.CIDR)
 	put(spec, "allocations", m.Spec.Allocations)
 	put(spec, "unallocated", m.Spec.Unallocated)

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	v3 "github.com/causeway-net/causeway/api/v3"
+	"github.com/causeway-net/causeway/internal/blockroutes"
 	"github.com/causeway-net/causeway/ipam"
 	"github.com/causeway-net/causeway/ipam/kube"
 	"github.com/causeway-net/causeway/ipam/manifest"
@@ -32,6 +34,7 @@ const (
 	onlyRule    = "nothing but addresses in another node's block"
 	deletedRule = "mark a block as deleted"
 	metaRule    = "annotations, finalizers or owners of a block"
+	routesRule  = "must say what .spec says"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -45,6 +48,11 @@ func rewrite(t *testing.T, b *v3.IPAMBlock, f func(*ipam.Block)) {
 	f(in)
 	out := manifest.ToV3(in, b.Spec.SequenceNumber+1)
 	b.Spec = out.Spec
+}
+
+// note writes the annotation as agents do.
+func note(b *v3.IPAMBlock, generation int64) {
+	b.Annotations = blockroutes.Note(b.Annotations, netip.MustParsePrefix(b.Spec.CIDR), &b.Spec, generation)
 }
 
 func release(b *ipam.Block, i int, at time.Time) {
@@ -144,7 +152,19 @@ func TestBlockUpdates(t *testing.T) {
 		{"a borrower label in nobody's name", func(t *testing.T, b *v3.IPAMBlock) { b.Labels[ownLabel] = "" }, labelRule, labelRule, labelRule},
 		{"a foreign label", func(t *testing.T, b *v3.IPAMBlock) { b.Labels["example.net/x"] = own }, labelRule, labelRule, labelRule},
 		{"all labels away", func(t *testing.T, b *v3.IPAMBlock) { b.Labels = nil }, labelRule, labelRule, labelRule},
-		{"an annotation", func(t *testing.T, b *v3.IPAMBlock) { b.Annotations = map[string]string{"a": "b"} }, metaRule, metaRule, metaRule},
+		{"an annotation", func(t *testing.T, b *v3.IPAMBlock) { b.Annotations["a"] = "b" }, metaRule, metaRule, metaRule},
+		{"the annotation of routes", func(t *testing.T, b *v3.IPAMBlock) {
+			rewrite(t, b, func(b *ipam.Block) { hold(b, 0, own) })
+			note(b, b.Generation+1)
+		}, "", "", ""},
+		{"the annotation of routes, with another generation", func(t *testing.T, b *v3.IPAMBlock) { note(b, b.Generation+7) }, routesRule, routesRule, routesRule},
+		{"the annotation of routes, with another's address as ours", func(t *testing.T, b *v3.IPAMBlock) {
+			b.Spec.SequenceNumber++
+			note(b, b.Generation+1)
+			b.Annotations[blockroutes.Annotation] = strings.ReplaceAll(b.Annotations[blockroutes.Annotation], other, own)
+		}, routesRule, routesRule, routesRule},
+		{"the annotation of routes away", func(t *testing.T, b *v3.IPAMBlock) { delete(b.Annotations, blockroutes.Annotation) }, routesRule, routesRule, routesRule},
+		{"the annotation of routes as an older agent leaves it", slots(func(b *ipam.Block) { hold(b, 0, own) }), "", "", ""},
 		{"a finalizer", func(t *testing.T, b *v3.IPAMBlock) { b.Finalizers = []string{"example.net/f"} }, metaRule, metaRule, metaRule},
 		{"an owner that does not exist", func(t *testing.T, b *v3.IPAMBlock) {
 			b.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "p", UID: "u"}}
@@ -165,6 +185,7 @@ func TestBlockUpdates(t *testing.T) {
 					b.Spec.Affinity = &where.affinity
 				}
 				b.Labels = map[string]string{otherLabel: other}
+				note(b, 1)
 				b = c.put(t.Context(), t, b)
 				tc.change(t, b)
 				_, err := c.blocks.Update(t.Context(), b, metav1.UpdateOptions{})
@@ -218,8 +239,13 @@ func TestBlockCreation(t *testing.T) {
 		{"ours, with addresses", block(t, "10.72.0.64/26", own, map[int]string{0: own, 63: own}), nil, ""},
 		{"ours, of one address", block(t, "10.72.0.128/32", own, nil), nil, ""},
 		{"ours, of 4096 addresses", block(t, "10.72.16.0/20", own, nil), nil, ""},
+		{"ours, with the annotation of routes", block(t, "10.72.1.0/26", own, map[int]string{0: own}), func(b *v3.IPAMBlock) { note(b, 1) }, ""},
+		{"ours, of 4096 addresses with the annotation of routes", block(t, "10.72.32.0/20", own, nil), func(b *v3.IPAMBlock) { note(b, 1) }, ""},
 		{"ours, with the borrower label", block(t, "10.72.0.192/26", own, nil), func(b *v3.IPAMBlock) { b.Labels = map[string]string{ownLabel: own} }, ""},
 
+		{"with the annotation of another block", block(t, "10.73.0.0/26", own, nil), func(b *v3.IPAMBlock) {
+			b.Annotations = map[string]string{blockroutes.Annotation: "1 1 10.73.0.64/26 " + own}
+		}, routesRule},
 		{"another's", block(t, "10.73.0.0/26", other, nil), nil, claimRule},
 		{"nobody's", block(t, "10.73.0.0/26", own, nil), func(b *v3.IPAMBlock) { b.Spec.Affinity = nil }, claimRule},
 		{"a virtual one", block(t, "10.73.0.0/26", own, nil), func(b *v3.IPAMBlock) { b.Spec.Affinity = ptr("virtual:load-balancer") }, claimRule},
@@ -332,8 +358,12 @@ func TestLargestBlock(t *testing.T) {
 	b := c.put(t.Context(), t, manifest.ToV3(in, 1))
 	start := time.Now()
 	rewrite(t, b, func(x *ipam.Block) { release(x, 0, time.Now()) })
+	note(b, b.Generation+1)
 	got, err := c.blocks.Update(t.Context(), b, metav1.UpdateOptions{})
 	must(t, err)
+	if len(got.Annotations[blockroutes.Annotation]) < 2048*len("1=node2") {
+		t.Errorf("the annotation has %d bytes", len(got.Annotations[blockroutes.Annotation]))
+	}
 	t.Logf("one update of 4096 addresses as node1: %s", time.Since(start))
 	attributes := maps.Clone(got.Spec.Attributes[*got.Spec.Allocations[4095]].ActiveOwnerAttrs)
 	attributes[ipam.AttrPod] = "thief"
