@@ -15,12 +15,25 @@ import (
 // conflictTries bounds how often a block is read again because another node was faster.
 const conflictTries = 16
 
-// writeBlock brings a block up to what the state says and marks up to want more addresses
-// as stash, or the exact one (which it then takes): one write for everything. It returns
-// how many it marked. It begins with b, the block as it was just read and absorbed, or if
-// that is nil with the last known version. ErrNotFound when the block does not exist. The
-// writer's token is held.
-func (a *Allocator) writeBlock(ctx context.Context, cidr netip.Prefix, b *Block, want int, exact netip.Addr) (int, error) {
+// marks is what a write of a block marks beside what the state says; the zero marks is
+// nothing.
+type marks struct {
+	n      int           // up to so many free addresses
+	exact  netip.Addr    // this one, which it then takes, and not others
+	tunnel *model.Tunnel // they are that of a tunnel; nil: our stash
+}
+
+// less returns m with n addresses fewer.
+func (m marks) less(n int) marks {
+	m.n -= n
+	return m
+}
+
+// writeBlock brings a block up to what the state says and marks what m says: one write for
+// everything. It returns how many it marked. It begins with b, the block as it was just
+// read and absorbed, or if that is nil with the last known version. ErrNotFound when the
+// block does not exist. The writer's token is held.
+func (a *Allocator) writeBlock(ctx context.Context, cidr netip.Prefix, b *Block, m marks) (int, error) {
 	if _, stale := a.stale[cidr]; b == nil && !stale {
 		b = a.blocks[cidr]
 	}
@@ -34,11 +47,11 @@ func (a *Allocator) writeBlock(ctx context.Context, cidr netip.Prefix, b *Block,
 		c := b.Clone()
 		a.mu.Lock()
 		settled := a.settle(c)
-		got, err := a.mark(c, want, exact)
+		got, err := a.mark(c, m)
 		if err != nil || settled == 0 && got == 0 {
 			a.absorb(b) // nothing to write; so it is not dirty
 			if err == nil {
-				a.take(exact)
+				a.take(m.exact)
 			}
 			a.mu.Unlock()
 			return 0, err
@@ -51,12 +64,13 @@ func (a *Allocator) writeBlock(ctx context.Context, cidr netip.Prefix, b *Block,
 			if err := a.journal.commit(a.journal.last(), true); err != nil {
 				return 0, err
 			}
+			a.tellTunnels() // of a new address before the old one is free
 		}
 		err = a.cfg.Store.Update(ctx, c)
 		a.mu.Lock()
 		if err == nil {
 			a.absorb(c)
-			a.take(exact)
+			a.take(m.exact)
 			a.mu.Unlock()
 			return got, nil
 		}
@@ -106,7 +120,7 @@ func (a *Allocator) settle(b *Block) int {
 		s := b.Slots[i]
 		switch {
 		case h.state == inUse && !h.written && (s.Handle == "" || s.Handle == a.stashHandle() || s.Handle == h.handle):
-			b.set(i, h.handle, a.attributes(h.key))
+			b.set(i, h.handle, a.attributes(h))
 			n++
 		case h.state == freeing && !h.taken && s.Handle != "" && (s.Handle == a.stashHandle() || s.Handle == h.handle):
 			free = append(free, h)
@@ -120,28 +134,31 @@ func (a *Allocator) settle(b *Block) int {
 	return n
 }
 
-// mark gives up to n free slots of b, or that of the exact address, to our stash and
-// returns how many. An exact address that is in our stash already counts as none. a.mu is
-// held.
-func (a *Allocator) mark(b *Block, n int, exact netip.Addr) (int, error) {
+// mark gives free slots of b to our stash or to a tunnel, as m says, and returns how many.
+// An exact address that is in our stash already counts as none. a.mu is held.
+func (a *Allocator) mark(b *Block, m marks) (int, error) {
 	var picks []int
-	if exact.IsValid() {
-		i := b.Ordinal(exact)
+	if m.exact.IsValid() {
+		i := b.Ordinal(m.exact)
 		switch h := b.Slots[i].Handle; h {
 		case "":
 			picks = []int{i}
 		case a.stashHandle():
 			// Ours; what rested was freed by settle.
 		default:
-			return 0, fmt.Errorf("address %s: %w: block %s gives it to %s", exact, ErrAddressInUse, b.CIDR, h)
+			return 0, fmt.Errorf("address %s: %w: block %s gives it to %s", m.exact, ErrAddressInUse, b.CIDR, h)
 		}
-	} else if n > 0 {
-		picks = b.pick(n, a.cfg.Now(), a.cooldown(), func(addr netip.Addr) bool {
+	} else if m.n > 0 {
+		picks = b.pick(m.n, a.cfg.Now(), a.cooldown(), func(addr netip.Addr) bool {
 			// A hold whose slot is free is one that its block lost, or frees right now.
 			return a.state.holds[addr] != nil || a.reserved(addr)
 		})
 	}
 	for _, i := range picks {
+		if m.tunnel != nil {
+			b.set(i, TunnelHandle(*m.tunnel, a.cfg.Node), a.tunnelAttributes(*m.tunnel))
+			continue
+		}
 		at := b.Slots[i].ReleasedAt
 		b.set(i, a.stashHandle(), map[string]string{AttrNode: a.cfg.Node, AttrType: "stash"})
 		if at.Add(a.cooldown()).After(a.cfg.Now()) {
@@ -163,10 +180,13 @@ func (a *Allocator) take(exact netip.Addr) {
 	}
 }
 
-// attributes returns what the block says of an endpoint's address. a.mu is held.
-func (a *Allocator) attributes(k model.AttachmentKey) map[string]string {
-	at := a.state.endpoints[k]
-	m := map[string]string{AttrNode: a.cfg.Node, AttrInterface: k.IfName, AttrTimestamp: at.at.UTC().Format("2006-01-02 15:04:05.999999999 -0700 MST")}
+// attributes returns what the block says of an address in use. a.mu is held.
+func (a *Allocator) attributes(h *hold) map[string]string {
+	if h.ofTunnel() {
+		return a.tunnelAttributes(h.tunnel)
+	}
+	at := a.state.endpoints[h.key]
+	m := map[string]string{AttrNode: a.cfg.Node, AttrInterface: h.key.IfName, AttrTimestamp: at.at.UTC().Format("2006-01-02 15:04:05.999999999 -0700 MST")}
 	if at.ep.Pod != "" {
 		m[AttrPod], m[AttrNamespace] = at.ep.Pod, at.ep.Namespace
 	}
@@ -194,9 +214,15 @@ func (a *Allocator) absorb(b *Block) {
 			h.written, dirty = false, true
 		case h.state == inUse && s.Handle == "":
 			if h.written {
-				a.log.Error("block lost the address of a pod; marking it again", "block", b.CIDR.String(), "address", addr.String(), "key", h.key.String())
+				a.log.Error("block lost an address that is in use; marking it again", "block", b.CIDR.String(), "address", addr.String(), "key", h.owner())
 			}
 			h.written, h.lost, dirty = false, "", true
+		case h.ofTunnel():
+			if h.lost == "" {
+				a.log.Warn("address of a tunnel of this node is given to another holder in its block; taking another",
+					"block", b.CIDR.String(), "address", addr.String(), "device", h.tunnel.Device(), "holder", s.Handle, "node", s.Attrs[AttrNode])
+			}
+			h.written, h.lost = false, holder(s)
 		case h.state == inUse:
 			if h.lost == "" {
 				a.log.Error("address of a pod of this node is given to another holder in its block; delete one of the two pods",
@@ -227,6 +253,10 @@ func (a *Allocator) absorb(b *Block) {
 		case a.state.holds[addr] != nil:
 			delete(a.orphans, addr)
 			continue
+		case a.isTunnel(s.Handle):
+			if a.adoptTunnel(addr, b.CIDR, s.Handle) {
+				dirty = true
+			}
 		case s.Handle == a.stashHandle() && s.ReleasedAt.Add(a.cooldown()).After(a.cfg.Now()):
 			a.record(record{Kind: recFree, Addrs: []netip.Addr{addr}, Block: b.CIDR, At: s.ReleasedAt})
 			dirty = true

@@ -18,7 +18,7 @@ const (
 	searchPage = 100 // blocks of which the emptiest are tried first
 )
 
-// borrow marks up to n addresses in blocks that are not known to have any: our own, in
+// borrow marks addresses, as m says, in blocks that are not known to have any: our own, in
 // which a borrower may have freed some, and, unless strictAffinity forbids it, those of
 // others.
 //
@@ -26,7 +26,7 @@ const (
 // node to do with every ADD. So a few blocks picked at random are asked first, which do
 // while a pool is not quite full and spread the borrowers; then all, page by page, until
 // there is enough; and where there was nothing, not again before SearchEvery.
-func (a *Allocator) borrow(ctx context.Context, mp *model.Pool, n int) (int, error) {
+func (a *Allocator) borrow(ctx context.Context, mp *model.Pool, m marks) (int, error) {
 	a.mu.Lock()
 	strict := a.snap.IPAM.StrictAffinity
 	since := a.cfg.Now().Sub(a.poolState(mp.Name).searched)
@@ -34,7 +34,7 @@ func (a *Allocator) borrow(ctx context.Context, mp *model.Pool, n int) (int, err
 	if since < a.cfg.SearchEvery {
 		return 0, because(ErrExhausted, "no block had a free address %s ago", since.Round(time.Second))
 	}
-	s := search{a: a, pool: mp, want: n}
+	s := search{a: a, pool: mp, marks: m}
 	err := s.run(ctx, strict)
 	if s.got == 0 && err == nil {
 		a.mu.Lock()
@@ -50,10 +50,11 @@ func (a *Allocator) borrow(ctx context.Context, mp *model.Pool, n int) (int, err
 
 // search is one borrow. The writer's token is held.
 type search struct {
-	a         *Allocator
-	pool      *model.Pool
-	want, got int
-	errs      reasons
+	a     *Allocator
+	pool  *model.Pool
+	marks marks
+	got   int
+	errs  reasons
 }
 
 func (s *search) run(ctx context.Context, strict bool) error {
@@ -62,7 +63,7 @@ func (s *search) run(ctx context.Context, strict bool) error {
 		return err
 	}
 	s.try(ctx, own)
-	if strict || s.got >= s.want {
+	if strict || s.got >= s.marks.n {
 		return s.errs.orNil()
 	}
 	var picked []*Block
@@ -77,7 +78,7 @@ func (s *search) run(ctx context.Context, strict bool) error {
 		// One that went, or that cannot be read, is no place to borrow from.
 	}
 	s.try(ctx, picked)
-	if s.got >= s.want {
+	if s.got >= s.marks.n {
 		return s.errs.orNil()
 	}
 	var page []*Block
@@ -91,7 +92,7 @@ func (s *search) run(ctx context.Context, strict bool) error {
 		if page = append(page, b); len(page) == searchPage {
 			s.try(ctx, page)
 			page = nil
-			if s.got >= s.want {
+			if s.got >= s.marks.n {
 				return s.errs.orNil()
 			}
 		}
@@ -123,13 +124,13 @@ func (s *search) try(ctx context.Context, blocks []*Block) {
 	})
 	for _, b := range blocks {
 		nodes := b.Affinity == "" || b.Node() != ""
-		if s.got >= s.want || b.Free() == 0 || !nodes || !s.pool.CIDR.Contains(b.CIDR.Addr()) {
+		if s.got >= s.marks.n || b.Free() == 0 || !nodes || !s.pool.CIDR.Contains(b.CIDR.Addr()) {
 			continue
 		}
 		s.a.mu.Lock()
 		s.a.absorb(b)
 		s.a.mu.Unlock()
-		k, err := s.a.writeBlock(ctx, b.CIDR, b, s.want-s.got, netip.Addr{})
+		k, err := s.a.writeBlock(ctx, b.CIDR, b, s.marks.less(s.got))
 		s.got += k
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			s.errs = append(s.errs, err)

@@ -34,14 +34,15 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type recordKind string
 
 const (
-	recNode  recordKind = "node"  // first record: whose journal this is, and of which version
-	recSet   recordKind = "set"   // the endpoint is this one (assigned, adopted or wired)
-	recDel   recordKind = "del"   // the endpoint was released; its addresses are to be freed
-	recDrop  recordKind = "drop"  // the endpoint never came to be
-	recStash recordKind = "stash" // these addresses are marked as our stash and unused
-	recFree  recordKind = "free"  // these addresses are to be freed in their block
-	recGone  recordKind = "gone"  // these addresses are no longer ours
-	recWhole recordKind = "whole" // every address of this node in the Store is in this journal
+	recNode   recordKind = "node"   // first record: whose journal this is, and of which version
+	recSet    recordKind = "set"    // the endpoint is this one (assigned, adopted or wired)
+	recDel    recordKind = "del"    // the endpoint was released; its addresses are to be freed
+	recDrop   recordKind = "drop"   // the endpoint never came to be
+	recStash  recordKind = "stash"  // these addresses are marked as our stash and unused
+	recFree   recordKind = "free"   // these addresses are to be freed in their block
+	recGone   recordKind = "gone"   // these addresses are no longer ours
+	recTunnel recordKind = "tunnel" // this node's address of a tunnel is this one, or none; the one before is to be freed
+	recWhole  recordKind = "whole"  // every address of this node in the Store is in this journal
 )
 
 // record is one change of state. Which fields count depends on Kind.
@@ -52,10 +53,11 @@ type record struct {
 	Endpoint *model.Endpoint      `json:"ep,omitempty"`     // set
 	Blocks   []netip.Prefix       `json:"blocks,omitempty"` // set: the block of each address
 	Key      *model.AttachmentKey `json:"key,omitempty"`    // del, drop
-	Addrs    []netip.Addr         `json:"addrs,omitempty"`  // stash, free, gone
-	Block    netip.Prefix         `json:"block,omitzero"`   // stash, free
-	Handle   string               `json:"handle,omitempty"` // free: what the block may show beside the stash mark
-	At       time.Time            `json:"at,omitzero"`      // set, del, free: when; zero for a free address that was never used
+	Addrs    []netip.Addr         `json:"addrs,omitempty"`  // stash, free, gone; tunnel: one or none
+	Block    netip.Prefix         `json:"block,omitzero"`   // stash, free, tunnel
+	Handle   string               `json:"handle,omitempty"` // free: what the block may show beside the stash mark; tunnel
+	Tunnel   string               `json:"tunnel,omitempty"` // tunnel: its name, as model.Tunnel prints it
+	At       time.Time            `json:"at,omitzero"`      // set, del, free, tunnel: when; zero for a free address that was never used
 }
 
 const journalVersion = 1

@@ -1,4 +1,4 @@
-// Package ipam gives addresses to pods. It owns the address blocks of this node (the
+// Package ipam gives addresses to pods and to this node's tunnels. It owns the address blocks of this node (the
 // IPAMBlock is the only record of who owns what, and it changes by compare-and-swap
 // alone), the choice of pool and address, the stash of addresses that are marked in a
 // block before anybody needs them, and the journal of what was promised to pods.
@@ -61,6 +61,12 @@ type Config struct {
 	SearchEvery time.Duration
 	// BlockIdle is how long a block stays empty before it is given back; default 1 min.
 	BlockIdle time.Duration
+
+	// Tunnels, if set, hears of this node's tunnel addresses, by model.Tunnel: of those that
+	// the journal has when Run begins, once when it is known which there are, and of every
+	// change. A new address is in the journal, on disk, before it is told, and it is told
+	// before the old one is freed. It must return soon and must not call the Allocator.
+	Tunnels func([model.Tunnels]netip.Addr)
 
 	Now      func() time.Time     // optional: the clock; default time.Now
 	SyncFile func(*os.File) error // optional: makes a journal file durable; default (*os.File).Sync
@@ -126,6 +132,7 @@ type Allocator struct {
 	unreadAt        time.Time // when the blocks could last not be read
 	adopt           bool      // an unknown stash mark of ours can be believed to be unused
 	closed          bool
+	tunnels         tunnels
 
 	// What follows belongs to the holder of the writer's token, and of mu as well where
 	// it is changed; so either suffices for reading.
@@ -206,6 +213,7 @@ func (a *Allocator) Set(s *model.Snapshot) {
 	a.revisit(old, s)
 	if !sameRules(old, s, a.cfg.Node) {
 		a.sortStash()
+		a.hurryTunnels()
 	}
 	a.mu.Unlock()
 	a.wake()

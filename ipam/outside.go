@@ -56,7 +56,7 @@ func (a *Allocator) mayGiveOutside(addr netip.Addr) error {
 	}
 	if h := a.state.holds[addr]; h != nil {
 		if h.state == inUse {
-			return fmt.Errorf("%w by %s", ErrAddressInUse, h.key)
+			return fmt.Errorf("%w by %s", ErrAddressInUse, h.owner())
 		}
 		return fmt.Errorf("%w: block %s of a pool that is gone has it", ErrAddressInUse, h.block)
 	}

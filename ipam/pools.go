@@ -66,11 +66,16 @@ type pin interface {
 
 // unusable says why a pool gives this node no new workload addresses, or nil.
 func unusable(p *model.Pool, node *model.Node, private bool) error {
+	return closed(p, model.UseWorkload, node, private)
+}
+
+// closed says why a pool gives this node no new addresses for such a use, or nil.
+func closed(p *model.Pool, use model.Use, node *model.Node, private bool) error {
 	switch {
 	case p.Disabled:
 		return fmt.Errorf("pool %s: .spec.disabled is true", p.Name)
-	case !p.Allows(model.UseWorkload):
-		return fmt.Errorf("pool %s: .spec.allowedUses lacks Workload", p.Name)
+	case !p.Allows(use):
+		return fmt.Errorf("pool %s: .spec.allowedUses lacks %s", p.Name, use)
 	case p.NodeSelector != nil && !p.NodeSelector.Matches(node.Labels):
 		return fmt.Errorf("pool %s: .spec.nodeSelector %q does not select node %s", p.Name, p.NodeSelector, node.Name)
 	case private && !pinned(p, node):

@@ -9,12 +9,12 @@ import (
 )
 
 // Problems lists what somebody's hand has to mend: pools that a private folder keeps from
-// serving, pools that hold addresses of nodes or peers, and pods whose address is another's,
-// too.
+// serving, pools that hold addresses of nodes or peers, tunnels without an address, and pods whose
+// address is another's, too.
 func (a *Allocator) Problems() []model.Problem {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return slices.Concat(a.notPinned(), a.aroundHosts(), a.contested())
+	return slices.Concat(a.notPinned(), a.aroundHosts(), a.withoutAddress(), a.contested())
 }
 
 // notPinned returns the pools that would serve this node if the folder were not private to
@@ -48,7 +48,7 @@ func (a *Allocator) notPinned() []model.Problem {
 func (a *Allocator) contested() []model.Problem {
 	var out []model.Problem
 	for _, h := range a.state.holds {
-		if h.state != inUse || h.lost == "" {
+		if h.state != inUse || h.lost == "" || h.ofTunnel() {
 			continue
 		}
 		ep := a.state.endpoints[h.key].ep

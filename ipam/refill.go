@@ -85,7 +85,7 @@ func (a *Allocator) await(ctx context.Context, name string) (*hold, error) {
 		p.demand--
 		a.mu.Unlock()
 	}()
-	if err := a.lockWriter(ctx); err != nil {
+	if err := a.lockForAdd(ctx); err != nil {
 		return nil, fmt.Errorf("pool %s: %w", name, err)
 	}
 	defer a.unlockWriter()
@@ -180,7 +180,7 @@ func (a *Allocator) fetch(ctx context.Context, mp *model.Pool, n int, urgent boo
 		if got >= n {
 			return got, nil
 		}
-		k, err := a.writeBlock(ctx, cidr, nil, n-got, netip.Addr{})
+		k, err := a.writeBlock(ctx, cidr, nil, marks{n: n - got})
 		got += k
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			errs = append(errs, err)
@@ -197,7 +197,7 @@ func (a *Allocator) fetch(ctx context.Context, mp *model.Pool, n int, urgent boo
 		}
 	}
 	if got < waiting && urgent && (len(errs) == 0 || errors.Is(errs, ErrExhausted)) {
-		k, err := a.borrow(ctx, mp, waiting-got)
+		k, err := a.borrow(ctx, mp, marks{n: waiting - got})
 		got += k
 		if err != nil {
 			errs = append(errs, err)
@@ -218,15 +218,15 @@ func (a *Allocator) ownBlocks(within netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// mayClaim says why this node may claim no further block of a pool, or nil.
-func (a *Allocator) mayClaim(mp *model.Pool) error {
+// mayClaim says why this node may claim no further block of a pool for such a use, or nil.
+func (a *Allocator) mayClaim(mp *model.Pool, use model.Use) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	node, err := a.node()
 	if err != nil {
 		return err
 	}
-	if err := unusable(mp, node, a.cfg.Private); err != nil {
+	if err := closed(mp, use, node, a.cfg.Private); err != nil {
 		return because(ErrNoPool, "%v", err)
 	}
 	if !a.snap.IPAM.AutoAllocateBlocks {
@@ -247,10 +247,10 @@ func (a *Allocator) mayClaim(mp *model.Pool) error {
 // claim creates blocks of a pool until n addresses are marked or none is left to claim.
 func (a *Allocator) claim(ctx context.Context, mp *model.Pool, n int) (got int, err error) {
 	for got < n {
-		if err := a.mayClaim(mp); err != nil {
+		if err := a.mayClaim(mp, model.UseWorkload); err != nil {
 			return got, err
 		}
-		k, err := a.claimOne(ctx, mp, n-got)
+		k, err := a.claimOne(ctx, mp, marks{n: n - got})
 		if err != nil {
 			return got, err
 		}
@@ -271,7 +271,7 @@ const maxClashes = 2
 
 // claimOne creates one block of a pool. Which are free it knows from names that may be
 // old: the create decides. Before it says that none is left it reads them anew.
-func (a *Allocator) claimOne(ctx context.Context, mp *model.Pool, n int) (int, error) {
+func (a *Allocator) claimOne(ctx context.Context, mp *model.Pool, m marks) (int, error) {
 	fresh := false // the names were just read
 	if a.named.IsZero() {
 		if err := a.readNames(ctx, false); err != nil {
@@ -279,7 +279,7 @@ func (a *Allocator) claimOne(ctx context.Context, mp *model.Pool, n int) (int, e
 		}
 	}
 	for {
-		k, err := a.claimKnown(ctx, mp, n)
+		k, err := a.claimKnown(ctx, mp, m)
 		if k > 0 || err != nil && !errors.Is(err, ErrExists) {
 			return k, err
 		}
@@ -302,7 +302,7 @@ func (a *Allocator) claimOne(ctx context.Context, mp *model.Pool, n int) (int, e
 
 // claimKnown creates a block that is not known to exist: 0, nil when there is none, and
 // ErrExists after maxClashes.
-func (a *Allocator) claimKnown(ctx context.Context, mp *model.Pool, n int) (int, error) {
+func (a *Allocator) claimKnown(ctx context.Context, mp *model.Pool, m marks) (int, error) {
 	reserved := func(p netip.Prefix) (netip.Prefix, bool) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -310,7 +310,7 @@ func (a *Allocator) claimKnown(ctx context.Context, mp *model.Pool, n int) (int,
 	}
 	clashes := 0
 	for cidr := range claimable(mp.CIDR, mp.BlockSize, a.cfg.Node, &a.claimed, reserved) {
-		k, err := a.create(ctx, cidr, n, netip.Addr{})
+		k, err := a.create(ctx, cidr, m)
 		if err == nil || !errors.Is(err, ErrExists) {
 			return k, err
 		}
@@ -322,13 +322,13 @@ func (a *Allocator) claimKnown(ctx context.Context, mp *model.Pool, n int) (int,
 	return 0, nil
 }
 
-// create claims a block, with up to n addresses (or the exact one) marked as stash. After
-// ErrExists the block that is in the way is known.
-func (a *Allocator) create(ctx context.Context, cidr netip.Prefix, n int, exact netip.Addr) (int, error) {
+// create claims a block in which it marks what m says. After ErrExists the block that is in
+// the way is known.
+func (a *Allocator) create(ctx context.Context, cidr netip.Prefix, m marks) (int, error) {
 	a.mu.Lock()
 	b := NewBlock(cidr, a.cfg.Node, a.cfg.Now().UTC().Truncate(1e9))
 	a.settle(b)
-	got, err := a.mark(b, n, exact)
+	got, err := a.mark(b, m)
 	a.mu.Unlock()
 	if err != nil {
 		return 0, err
@@ -343,7 +343,7 @@ func (a *Allocator) create(ctx context.Context, cidr netip.Prefix, n int, exact 
 	a.log.Info("block claimed", "block", cidr.String())
 	a.mu.Lock()
 	a.absorb(b)
-	a.take(exact)
+	a.take(m.exact)
 	a.mu.Unlock()
 	return got, nil
 }
@@ -382,7 +382,7 @@ func (a *Allocator) acquireStatic(ctx context.Context, addr netip.Addr) (*hold, 
 	if h != nil || err != nil {
 		return h, err
 	}
-	if err := a.lockWriter(ctx); err != nil {
+	if err := a.lockForAdd(ctx); err != nil {
 		return nil, fmt.Errorf("address %s: %w", addr, err)
 	}
 	defer a.unlockWriter()
@@ -421,7 +421,7 @@ func (a *Allocator) takeExact(addr netip.Addr) (*hold, error) {
 	case h.taken:
 		return nil, fmt.Errorf("address %s: %w: another request is just taking it", addr, ErrAddressInUse)
 	case h.state == inUse:
-		return nil, fmt.Errorf("address %s: %w by %s", addr, ErrAddressInUse, h.key)
+		return nil, fmt.Errorf("address %s: %w by %s", addr, ErrAddressInUse, h.owner())
 	case h.state == freeing:
 		return nil, nil // its block will tell
 	}
@@ -444,7 +444,7 @@ func (a *Allocator) markExact(ctx context.Context, addr netip.Addr) error {
 	}
 	b, err := a.readBlock(ctx, cidr)
 	if errors.Is(err, ErrNotFound) {
-		if err := a.mayClaim(mp); err != nil {
+		if err := a.mayClaim(mp, model.UseWorkload); err != nil {
 			return fmt.Errorf("address %s: block %s does not exist: %w", addr, cidr, err)
 		}
 		cidr = netip.PrefixFrom(addr, mp.BlockSize).Masked()
@@ -454,7 +454,7 @@ func (a *Allocator) markExact(ctx context.Context, addr netip.Addr) error {
 		if ok {
 			return fmt.Errorf("address %s: %w: block %s holds %s, the address of %s, and is not used", addr, ErrReserved, cidr, at, whose)
 		}
-		_, err := a.create(ctx, cidr, 1, addr)
+		_, err := a.create(ctx, cidr, marks{exact: addr})
 		return err
 	}
 	if err != nil {
@@ -463,6 +463,6 @@ func (a *Allocator) markExact(ctx context.Context, addr netip.Addr) error {
 	if strict && b.Node() != a.cfg.Node {
 		return fmt.Errorf("address %s: %w: block %s belongs to %q and IPAMConfiguration strictAffinity is true", addr, ErrNotInPool, cidr, b.Affinity)
 	}
-	_, err = a.writeBlock(ctx, cidr, b, 1, addr)
+	_, err = a.writeBlock(ctx, cidr, b, marks{exact: addr})
 	return err
 }

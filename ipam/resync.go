@@ -134,6 +134,10 @@ func (a *Allocator) rehome() {
 		case freeing:
 			a.record(record{Kind: recFree, Addrs: []netip.Addr{h.addr}, Block: cidr, Handle: h.handle, At: h.at})
 		case inUse:
+			if h.ofTunnel() {
+				a.record(a.tunnelRecord(h.tunnel, h.addr, cidr))
+				continue
+			}
 			at := a.state.endpoints[h.key]
 			ep, blocks := at.endpoint(), slices.Clone(at.blocks)
 			blocks[slices.Index(ep.Addresses, h.addr)] = cidr

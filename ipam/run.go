@@ -24,6 +24,11 @@ const (
 func (a *Allocator) Run(ctx context.Context) error {
 	backoff := time.Duration(0)
 	failing := false
+	if a.lockWriter(ctx) != nil {
+		return nil
+	}
+	a.tellTunnels() // what the journal says holds also while the Store is away
+	a.unlockWriter()
 	for {
 		wait := a.cfg.Resync/2 + rand.N(a.cfg.Resync/2)
 		if backoff > 0 {
@@ -96,7 +101,7 @@ func (a *Allocator) gather(ctx context.Context, timer *time.Timer) {
 func (a *Allocator) patience() time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.sure() || len(a.lowPools()) > 0 {
+	if !a.sure() || len(a.lowPools()) > 0 || a.tunnels.hurry {
 		return a.cfg.Batch
 	}
 	for _, p := range a.pools {
@@ -121,7 +126,7 @@ func (a *Allocator) soon() time.Duration {
 			d = min(d, recent)
 		}
 	}
-	return d
+	return min(d, a.tunnelsDue())
 }
 
 func (a *Allocator) pass(ctx context.Context) error {
@@ -165,6 +170,9 @@ func (a *Allocator) Flush(ctx context.Context, resync bool) error {
 	if err := a.ensureRead(ctx); err != nil {
 		return err
 	}
+	a.mu.Lock()
+	a.hurryTunnels()
+	a.mu.Unlock()
 	return a.tidy(ctx)
 }
 
@@ -202,7 +210,7 @@ func (a *Allocator) readFirst(ctx context.Context) error {
 
 // read makes sure that this node's blocks were read since New, and since they were in doubt.
 func (a *Allocator) read(ctx context.Context) error {
-	if err := a.lockWriter(ctx); err != nil {
+	if err := a.lockForAdd(ctx); err != nil {
 		return err
 	}
 	defer a.unlockWriter()
@@ -222,9 +230,10 @@ func (a *Allocator) ensureRead(ctx context.Context) error {
 	return nil
 }
 
-// tidy returns stashed addresses that are of no use, refills the stash, writes what is
-// dirty and gives back empty blocks. The writer's token is held.
+// tidy sees to the tunnels' addresses, returns stashed addresses that are of no use, refills
+// the stash, writes what is dirty and gives back empty blocks. The writer's token is held.
 func (a *Allocator) tidy(ctx context.Context) error {
+	errs := []error{a.tidyTunnels(ctx)}
 	a.mu.Lock()
 	for cidr := range a.relent {
 		if a.blocks[cidr] != nil { // a write begins with a reading then
@@ -235,7 +244,6 @@ func (a *Allocator) tidy(ctx context.Context) error {
 	a.returnStash()
 	refills := a.lowPools()
 	a.mu.Unlock()
-	var errs []error
 	for _, name := range refills {
 		if err := a.refill(ctx, name, false); err != nil && !errors.Is(err, ErrExhausted) && !errors.Is(err, ErrNoPool) {
 			errs = append(errs, err)
@@ -302,7 +310,7 @@ func (a *Allocator) flush(ctx context.Context) error {
 	a.mu.Unlock()
 	var errs []error
 	for _, cidr := range dirty {
-		_, err := a.writeBlock(ctx, cidr, nil, 0, netip.Addr{})
+		_, err := a.writeBlock(ctx, cidr, nil, marks{})
 		if errors.Is(err, ErrNotFound) {
 			err = a.restore(ctx, cidr)
 		}
@@ -313,7 +321,7 @@ func (a *Allocator) flush(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// restore creates a block again that someone removed while pods of this node had
+// restore creates a block again that someone removed while pods or tunnels of this node had
 // addresses in it.
 func (a *Allocator) restore(ctx context.Context, cidr netip.Prefix) error {
 	a.mu.Lock()
@@ -322,8 +330,8 @@ func (a *Allocator) restore(ctx context.Context, cidr netip.Prefix) error {
 	if n == 0 {
 		return nil
 	}
-	a.log.Error("block was removed while pods of this node have addresses in it; claiming it again", "block", cidr.String(), "addresses", n)
-	_, err := a.create(ctx, cidr, 0, netip.Addr{})
+	a.log.Error("block was removed while this node has addresses in it; claiming it again", "block", cidr.String(), "addresses", n)
+	_, err := a.create(ctx, cidr, marks{})
 	if errors.Is(err, ErrExists) {
 		a.lastSync = time.Time{} // the next pass finds where the addresses belong
 	}
@@ -338,7 +346,7 @@ func (a *Allocator) restore(ctx context.Context, cidr netip.Prefix) error {
 func (a *Allocator) giveBack(ctx context.Context) error {
 	var errs []error
 	for _, cidr := range a.superfluous() {
-		if _, err := a.writeBlock(ctx, cidr, nil, 0, netip.Addr{}); err != nil {
+		if _, err := a.writeBlock(ctx, cidr, nil, marks{}); err != nil {
 			if !errors.Is(err, ErrNotFound) {
 				errs = append(errs, err)
 			}

@@ -16,7 +16,7 @@ type holdState uint8
 
 const (
 	stashed holdState = iota // marked as our stash in its block, given to nobody
-	inUse                    // an endpoint's
+	inUse                    // an endpoint's, or a tunnel's
 	freeing                  // given back; its block may not know it yet
 )
 
@@ -25,7 +25,8 @@ type hold struct {
 	addr   netip.Addr
 	block  netip.Prefix // the zero Prefix: given without IPAM, no block has it
 	state  holdState
-	key    model.AttachmentKey // inUse: whose
+	key    model.AttachmentKey // inUse: whose; the zero key: the tunnel's
+	tunnel model.Tunnel        // inUse without a key: whose
 	handle string              // inUse, freeing: the handle the block shows or will show
 	at     time.Time           // freeing: when it was released; zero when it was never used
 
@@ -34,6 +35,17 @@ type hold struct {
 	queued  bool   // stashed: stands in its pool's stash
 	written bool   // inUse: the block says so
 	lost    string // inUse: to whom else the block gives the address
+}
+
+// ofTunnel reports whether the address is that of a tunnel.
+func (h *hold) ofTunnel() bool { return h.state == inUse && h.key == model.AttachmentKey{} }
+
+// owner names whose an address in use is.
+func (h *hold) owner() string {
+	if h.ofTunnel() {
+		return "tunnel " + h.tunnel.Device()
+	}
+	return h.key.String()
 }
 
 // attached is an endpoint and where its addresses lie.
@@ -51,14 +63,16 @@ func (at *attached) endpoint() model.Endpoint {
 
 // state is what a journal says: the endpoints and the addresses held.
 //
-// Invariants: every address of an endpoint has a hold that is inUse with its key, and
-// every hold that is inUse has its endpoint; byBlock indexes holds.
+// Invariants: every address of an endpoint has a hold that is inUse with its key, every one
+// of a tunnel has a hold that is inUse without a key, and every hold that is inUse has its
+// endpoint or tunnel; byBlock indexes holds.
 type state struct {
 	node      string
 	endpoints map[model.AttachmentKey]*attached
 	holds     map[netip.Addr]*hold
 	byBlock   map[netip.Prefix]map[netip.Addr]*hold
-	whole     bool // no address of this node is unknown here
+	tunnels   [model.Tunnels]netip.Addr // this node's ends; the zero Addr: it has none
+	whole     bool                      // no address of this node is unknown here
 }
 
 func newState() state {
@@ -149,8 +163,29 @@ func (s *state) apply(r record) {
 		for _, a := range r.Addrs {
 			s.forget(a)
 		}
+	case recTunnel:
+		s.setTunnel(r)
 	case recWhole:
 		s.whole = true
+	}
+}
+
+// setTunnel makes an address that of a tunnel. The one that it had is to be freed.
+func (s *state) setTunnel(r record) {
+	t, ok := tunnelNamed(r.Tunnel)
+	if !ok {
+		return
+	}
+	var addr netip.Addr
+	if len(r.Addrs) > 0 {
+		addr = r.Addrs[0]
+	}
+	if h := s.holds[s.tunnels[t]]; h != nil && h.addr != addr && h.ofTunnel() {
+		s.hold(&hold{addr: h.addr, block: h.block, state: freeing, handle: h.handle, at: r.At})
+	}
+	s.tunnels[t] = addr
+	if addr.IsValid() {
+		s.hold(&hold{addr: addr, block: r.Block, state: inUse, handle: r.Handle, tunnel: t})
 	}
 }
 
@@ -184,6 +219,11 @@ func (s *state) records(node string) []record {
 			out = append(out, record{Kind: recStash, Addrs: []netip.Addr{h.addr}, Block: h.block})
 		case freeing:
 			out = append(out, record{Kind: recFree, Addrs: []netip.Addr{h.addr}, Block: h.block, Handle: h.handle, At: h.at})
+		}
+	}
+	for t, addr := range s.tunnels {
+		if h := s.holds[addr]; h != nil {
+			out = append(out, record{Kind: recTunnel, Tunnel: model.Tunnel(t).String(), Addrs: []netip.Addr{addr}, Block: h.block, Handle: h.handle})
 		}
 	}
 	for _, at := range s.endpoints {
