@@ -9,7 +9,9 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 KUBERNETES_PACKAGES := gcc libc6-dev busybox-static runc iproute2 iptables nftables ipset conntrack iputils-ping iputils-arping tcpdump procps frr \
   curl netcat-openbsd socat bind9-dnsutils iperf
 PACKAGES := gcc libc6-dev iproute2 iptables nftables ipset conntrack iputils-ping tcpdump procps bird2 frr gobgpd graphviz
+VM_PACKAGES := qemu-system-x86 kmod
 
+.PHONY: test-vm
 .PHONY: kubernetes cluster-up cluster-down test-cluster bench-cluster conformance
 .PHONY: all build plugins deps test race bench demo lint clean generate manifests image
 
@@ -75,6 +77,11 @@ bench-watchers: kubernetes
 conformance: kubernetes image
 	$(GO) run ./test/cluster/cmd/kubernetes conformance
 	$(GO) run ./test/cluster/cmd/conformance
+
+## test-vm: what needs a kernel with everything (ipip, legacy iptables), under Debian's, in a virtual machine; ARGS='-only TEXT' for a part
+test-vm: deps build plugins
+	@deploy/scripts/deps $(VM_PACKAGES)
+	deploy/scripts/test-vm $(ARGS)
 
 ## generate: deep copies, CRDs, the admission warnings
 generate:

@@ -1,0 +1,16 @@
+package suite
+
+import "time"
+
+// List is what runs in the machine, one after the other. A new one is an entry here; its
+// fields are explained at Entry. What a topology needs is in bin/: make build plugins.
+var List = []Entry{
+	{Package: "felix/route"},
+	{Package: "felix/link"},
+	// Both backends; the modules are what iptables-legacy and what iptables-nft use.
+	{Package: "felix/iptables", Timeout: 10 * time.Minute, Modules: []string{
+		"ip_tables", "ip6_tables", "iptable_raw", "ip6table_raw", "iptable_nat", "ip6table_nat", "nf_tables", "nft_compat"}},
+	{Package: "felix/tunnel", Modules: []string{"ipip", "vxlan"}, Shows: []string{"this kernel has ipip, and tunl0 works"}},
+	{Package: "cni-plugin/veth", Modules: []string{"veth"}},
+	{Package: "test/topology/tworacks", Slow: 5, Memory: 4096, Timeout: 15 * time.Minute},
+}
