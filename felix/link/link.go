@@ -1,6 +1,7 @@
-// Package link owns what Causeway needs of the node's own interfaces: forwarding is on,
-// router advertisements still count on the uplinks, and the MTU that pods inherit is
-// known. It changes no link that carries the node's address otherwise.
+// Package link owns what Causeway needs of the node's own interfaces: the address that the
+// node is reached at, where it is to be found there; the MTU that pods and tunnels start
+// from; forwarding is on, and router advertisements still count on the uplinks. It changes
+// no link that carries the node's address otherwise.
 package link
 
 import (
@@ -9,16 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
+	"regexp"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
+	"github.com/causeway-net/causeway/internal/nodeaddr"
 	"github.com/causeway-net/causeway/internal/reconcile"
 )
 
@@ -28,18 +26,24 @@ const defaultMTU = 1500
 // Uplinks watches the interfaces that carry the node's address.
 type Uplinks struct {
 	log  *slog.Logger
+	cfg  Config
 	loop *reconcile.Loop
 	sys  string // folder of the sysctls
+	// stop ends what waits for an address to settle; it belongs to the goroutine in Run.
+	stop func()
 
-	mu    sync.Mutex
-	addrs []netip.Addr
-	mtu   int
-	names []string
+	mu      sync.Mutex
+	addrs   []netip.Addr
+	pattern *regexp.Regexp // nil: none
+	spelled string         // the pattern as it was set
+	mtu     int
+	names   []string
 	// subnets are the addresses of the node's links, each with the length of its subnet.
-	subnets map[netip.Addr]netip.Prefix
-	named   bool  // SetNodeAddrs was called
-	read    bool  // mtu and names were read for named addresses, once
-	err     error // of the last round
+	subnets  map[netip.Addr]netip.Prefix
+	named    bool  // SetNodeAddrs was called
+	read     bool  // mtu and names were read for named addresses, once
+	err      error // of the last round
+	detected detection
 }
 
 // Config says how the node's links are looked after.
@@ -47,6 +51,20 @@ type Config struct {
 	Log     *slog.Logger  // required
 	Resync  time.Duration // longest time between two full readings; default reconcile's
 	ProcSys string        // the folder of the sysctls; default /proc/sys
+
+	// IPv4 and IPv6 say how the node's address is found. The zero values look for none: the
+	// datastore says it.
+	IPv4, IPv6 nodeaddr.Method
+	// Settle is how long another address must be found before it takes the place of the one
+	// in force; default nodeaddr.DefaultSettle.
+	Settle time.Duration
+	// OnChange hears what Detected returns when it is known first, and when it changes.
+	OnChange func(v4, v6 netip.Prefix)
+	// Changed hears what MTU returns when it is known first, and when it changes.
+	//
+	// Both are called from the goroutine in Run, one call at a time, and must be quick; they
+	// may call any method.
+	Changed func(mtu int)
 }
 
 // New makes Uplinks for the network namespace that Run is called in.
@@ -54,19 +72,44 @@ func New(cfg Config) *Uplinks {
 	if cfg.ProcSys == "" {
 		cfg.ProcSys = "/proc/sys"
 	}
-	u := &Uplinks{log: cfg.Log.With("reconciler", "link"), sys: cfg.ProcSys, mtu: defaultMTU}
+	u := &Uplinks{log: cfg.Log.With("reconciler", "link"), cfg: cfg, sys: cfg.ProcSys, mtu: defaultMTU, stop: func() {}}
+	u.detected.init(cfg)
 	u.loop = (&reconcile.Loop{Name: "link", Log: cfg.Log, Apply: u.apply, Resync: cfg.Resync}).Init()
 	return u
 }
 
 func (u *Uplinks) String() string { return "felix/link" }
 
-// SetNodeAddrs names the addresses the node is reached at.
+// SetNodeAddrs names the addresses the node is reached at. Who calls Locate need not.
 func (u *Uplinks) SetNodeAddrs(addrs ...netip.Addr) {
 	u.mu.Lock()
+	same := u.named && slices.Equal(u.addrs, addrs)
 	u.addrs, u.named = addrs, true
 	u.mu.Unlock()
-	u.loop.Poke()
+	if !same {
+		u.loop.Poke()
+	}
+}
+
+// SetMTUPattern names the links whose smallest MTU counts, by a regular expression for any
+// part of their names; the empty string means those that carry the node's address. One that
+// does not compile changes nothing, and is logged: the datastore's reader refuses it.
+func (u *Uplinks) SetMTUPattern(pattern string) {
+	var re *regexp.Regexp
+	if pattern != "" {
+		var err error
+		if re, err = regexp.Compile(pattern); err != nil {
+			u.log.Error("the pattern for the links whose MTU counts stays as it was", "pattern", pattern, "error", err)
+			return
+		}
+	}
+	u.mu.Lock()
+	same := pattern == u.spelled
+	u.pattern, u.spelled = re, pattern
+	u.mu.Unlock()
+	if !same {
+		u.loop.Poke()
+	}
 }
 
 // Ready says why MTU is a guess, or nil: until the node's addresses were named and the
@@ -80,17 +123,24 @@ func (u *Uplinks) Ready() error {
 	return cmp.Or(u.err, errors.New("the node's links were not read yet"))
 }
 
-// Trouble says what keeps the node's links from being as pods need them, or nil.
+// Trouble says what keeps the node's links from being as pods need them, or its address
+// from being found, or nil.
 func (u *Uplinks) Trouble() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	errs := []error{u.err, u.detected.trouble()}
 	if u.err == nil && u.read && len(u.names) == 0 {
-		return fmt.Errorf("no link has an address of this node (%v); new pods get MTU %d", u.addrs, u.mtu)
+		if u.pattern != nil {
+			errs = append(errs, fmt.Errorf("no link has a name that matches mtuIfacePattern %q; new pods get MTU %d", u.spelled, u.mtu))
+		} else {
+			errs = append(errs, fmt.Errorf("no link has an address of this node (%v); new pods get MTU %d", u.addrs, u.mtu))
+		}
 	}
-	return u.err
+	return errors.Join(errs...)
 }
 
-// MTU is the smallest MTU, in bytes, of the links that carry the node's traffic.
+// MTU is the smallest MTU, in bytes, of the links that carry the node's traffic. When none
+// does any more, it stays.
 func (u *Uplinks) MTU() int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -123,45 +173,24 @@ func (u *Uplinks) Names() []string {
 
 // Run keeps the settings right until ctx is cancelled.
 func (u *Uplinks) Run(ctx context.Context) error {
-	stop := make(chan struct{})
-	defer close(stop)
-	links, addrs := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64)
-	lost := func(err error) {
-		if ctx.Err() == nil { // closing a subscription is an error to its reader
-			u.log.Warn("netlink subscription", "error", err)
-			u.loop.PokeResync()
-		}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	reach := u.cfg.IPv4.Kind == nodeaddr.CanReach || u.cfg.IPv6.Kind == nodeaddr.CanReach
+	if err := u.listen(ctx, &running, reach); err != nil {
+		return err
 	}
-	if err := netlink.LinkSubscribeWithOptions(links, stop, netlink.LinkSubscribeOptions{ErrorCallback: lost}); err != nil {
-		return fmt.Errorf("subscribe to links: %w", err)
+	if reach {
+		running.Go(func() { u.resolve(ctx) })
 	}
-	if err := netlink.AddrSubscribeWithOptions(addrs, stop, netlink.AddrSubscribeOptions{ErrorCallback: lost}); err != nil {
-		return fmt.Errorf("subscribe to addresses: %w", err)
-	}
-	go func() { // ends when the subscriptions close their channels, after stop
-		for links != nil || addrs != nil {
-			select {
-			case l, ok := <-links:
-				if !ok {
-					links = nil
-				} else if !strings.HasPrefix(l.Attrs().Name, "cali") { // pods come and go; they are no uplinks
-					u.loop.Poke()
-				}
-			case _, ok := <-addrs:
-				if !ok {
-					addrs = nil
-				} else {
-					u.loop.Poke()
-				}
-			}
-		}
-	}()
+	defer func() { u.stop() }()
 	return u.loop.Run(ctx)
 }
 
 func (u *Uplinks) apply(context.Context, bool) error {
 	u.mu.Lock()
-	nodeAddrs, named := u.addrs, u.named
+	nodeAddrs, named, pattern := u.addrs, u.named, u.pattern
 	u.mu.Unlock()
 	seen, err := readLinks()
 	if err != nil {
@@ -170,166 +199,37 @@ func (u *Uplinks) apply(context.Context, bool) error {
 		u.mu.Unlock()
 		return err
 	}
-	names, mtu := uplinks(seen, nodeAddrs)
+	names, mtu := uplinks(seen, nodeAddrs, pattern)
 
 	errs := []error{u.setSysctl("net/ipv4/ip_forward", "1")}
 	for _, l := range seen {
 		// Forwarding switches router advertisements off (accept_ra 1); 2 keeps them,
 		// where the default route or the address comes from one.
-		if l.loopback || strings.HasPrefix(l.name, "cali") || u.readSysctl("net/ipv6/conf/"+l.name+"/accept_ra") != "1" || !l.hasIPv6 {
+		if l.Loopback || nodeaddr.Ours(l.Name) || u.readSysctl("net/ipv6/conf/"+l.Name+"/accept_ra") != "1" || !l.has(netip.Addr.Is6) {
 			continue
 		}
-		errs = append(errs, u.setSysctl("net/ipv6/conf/"+l.name+"/accept_ra", "2"))
+		errs = append(errs, u.setSysctl("net/ipv6/conf/"+l.Name+"/accept_ra", "2"))
 	}
 	if u.readSysctl("net/ipv6/conf/all/forwarding") != "" { // IPv6 may be compiled out or disabled at boot
 		errs = append(errs, u.setSysctl("net/ipv6/conf/all/forwarding", "1"))
 	}
 
-	if mtu == 0 {
-		mtu = defaultMTU
-	}
 	err = errors.Join(errs...)
 	u.mu.Lock()
-	changed := mtu != u.mtu
+	if mtu == 0 {
+		mtu = u.mtu // a link that went will come back, or another one with the node's address
+	}
+	was, knew := u.mtu, u.read && len(u.names) > 0
 	u.mtu, u.names, u.err, u.subnets = mtu, names, err, subnets(seen)
 	u.read = u.read || named
+	tell := u.read && len(names) > 0 && (!knew || mtu != was)
 	u.mu.Unlock()
-	if changed {
-		u.log.Info("uplink MTU", "mtu", mtu, "links", names)
+	if mtu != was {
+		u.log.Info("uplink MTU", "mtu", mtu, "was", was, "links", names)
 	}
+	if tell && u.cfg.Changed != nil {
+		u.cfg.Changed(mtu)
+	}
+	u.detect(seen)
 	return err
-}
-
-// seenLink is what uplinks needs to know of an interface.
-type seenLink struct {
-	name     string
-	mtu      int
-	up       bool
-	loopback bool
-	hasIPv6  bool
-	addrs    []netip.Prefix // global ones, with their host bits
-}
-
-// subnets picks the length of each address: the shortest, and never a pod link's.
-func subnets(links []seenLink) map[netip.Addr]netip.Prefix {
-	out := map[netip.Addr]netip.Prefix{}
-	for _, l := range links {
-		if strings.HasPrefix(l.name, "cali") {
-			continue
-		}
-		for _, p := range l.addrs {
-			if known, ok := out[p.Addr()]; !ok || p.Bits() < known.Bits() {
-				out[p.Addr()] = p
-			}
-		}
-	}
-	return out
-}
-
-// uplinks picks the links that carry the node's traffic, and their smallest MTU: those
-// that hold a node address, or, when the node's address stands on the loopback (routing
-// to the host), every link that is up and has an address of its own.
-func uplinks(links []seenLink, nodeAddrs []netip.Addr) (names []string, mtu int) {
-	take := func(l seenLink) {
-		names = append(names, l.name)
-		if mtu == 0 || l.mtu < mtu {
-			mtu = l.mtu
-		}
-	}
-	onLoopback := false
-	for _, l := range links {
-		for _, a := range nodeAddrs {
-			if !holds(l, a) {
-				continue
-			}
-			if l.loopback {
-				onLoopback = true
-				continue
-			}
-			take(l)
-			break
-		}
-	}
-	if len(names) > 0 || !onLoopback {
-		return names, mtu
-	}
-	for _, l := range links {
-		if l.up && !l.loopback && len(l.addrs) > 0 && !strings.HasPrefix(l.name, "cali") {
-			take(l)
-		}
-	}
-	return names, mtu
-}
-
-func holds(l seenLink, a netip.Addr) bool {
-	for _, own := range l.addrs {
-		if own.Addr() == a {
-			return true
-		}
-	}
-	return false
-}
-
-func readLinks() ([]seenLink, error) {
-	links, err := retried(netlink.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	addrs, err := retried(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
-	byIndex := map[int][]netip.Prefix{}
-	for _, a := range addrs {
-		ip, ok := netip.AddrFromSlice(a.IP)
-		if ok && a.IP.IsGlobalUnicast() {
-			bits, _ := a.Mask.Size()
-			byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], netip.PrefixFrom(ip.Unmap(), bits))
-		}
-	}
-	out := make([]seenLink, 0, len(links))
-	for _, l := range links {
-		at := l.Attrs()
-		s := seenLink{
-			name: at.Name, mtu: at.MTU, addrs: byIndex[at.Index],
-			up: at.Flags&net.FlagUp != 0, loopback: at.Flags&net.FlagLoopback != 0,
-		}
-		for _, p := range s.addrs {
-			s.hasIPv6 = s.hasIPv6 || p.Addr().Is6()
-		}
-		out = append(out, s)
-	}
-	return out, nil
-}
-
-// retried repeats a dump that the kernel says was interrupted by a change (EINTR).
-func retried[T any](dump func() ([]T, error)) (out []T, err error) {
-	for range 10 {
-		if out, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return out, err
-		}
-	}
-	return out, err
-}
-
-func (u *Uplinks) readSysctl(name string) string {
-	b, err := os.ReadFile(filepath.Join(u.sys, name))
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(b))
-}
-
-// setSysctl writes name unless it has the value already.
-func (u *Uplinks) setSysctl(name, value string) error {
-	old := u.readSysctl(name)
-	if old == value {
-		return nil
-	}
-	if err := os.WriteFile(filepath.Join(u.sys, name), []byte(value), 0o644); err != nil {
-		return fmt.Errorf("sysctl %s: cannot set %s (is %q; is %s writable in this container?): %w",
-			strings.ReplaceAll(name, "/", "."), value, old, u.sys, err)
-	}
-	u.log.Info("sysctl set", "name", strings.ReplaceAll(name, "/", "."), "value", value, "was", old)
-	return nil
 }

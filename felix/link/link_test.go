@@ -6,55 +6,84 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
 	"slices"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-net/causeway/internal/nodeaddr"
 )
 
 func TestUplinks(t *testing.T) {
 	a := netip.MustParseAddr
-	on := func(list ...string) (out []netip.Prefix) {
-		for _, s := range list {
-			out = append(out, netip.MustParsePrefix(s))
-		}
-		return out
+	lo := seen("lo", "loopback", 65536, "10.9.9.9/32", "10.0.0.1/32")
+	lo.Loopback = true
+	eth0 := seen("eth0", "device", 1500, "10.0.0.1/24", "10.0.0.77/32", "fd00::1/64")
+	eth1 := seen("eth1", "device", 1400, "10.0.1.1/23")
+	down := seen("eth2", "device", 1200, "10.0.2.1/24")
+	down.Up = false
+	all := []seenLink{
+		lo, eth0, eth1, down,
+		seen("dummy0", "dummy", 1000, "10.8.8.8/32"),
+		seen("cali0", "veth", 900, "10.0.3.1/32"),
+		seen("docker0", "bridge", 1280, "172.17.0.1/16"),
+		seen("vxlan.calico", "vxlan", 1350, "10.0.3.7/32"),
+		seen("vxlan-v6.calico", "vxlan", 1330, "fd00::3:7/128"),
+		seen("tunl0", "ipip", 1380, "10.0.3.8/32"),
+		seen("wireguard.cali", "wireguard", 1340, "10.0.3.9/32"),
 	}
-	lo := seenLink{name: "lo", mtu: 65536, up: true, loopback: true, addrs: on("10.9.9.9/32", "10.0.0.1/32")}
-	eth0 := seenLink{name: "eth0", mtu: 1500, up: true, addrs: on("10.0.0.1/24", "10.0.0.77/32", "fd00::1/64")}
-	eth1 := seenLink{name: "eth1", mtu: 1400, up: true, addrs: on("10.0.1.1/23")}
-	down := seenLink{name: "eth2", mtu: 1200, addrs: on("10.0.2.1/24")}
-	pod := seenLink{name: "cali0", mtu: 900, up: true, addrs: on("10.0.3.1/32")}
-	all := []seenLink{lo, eth0, eth1, down, pod}
 	for _, c := range []struct {
-		name  string
-		node  []netip.Addr
-		names []string
-		mtu   int
+		name    string
+		node    []netip.Addr
+		pattern string
+		names   []string
+		mtu     int
 	}{
-		{"one uplink", []netip.Addr{a("10.0.0.1"), a("fd00::1")}, []string{"eth0"}, 1500},
-		{"two families on two links", []netip.Addr{a("10.0.1.1"), a("fd00::1")}, []string{"eth0", "eth1"}, 1400},
-		{"loopback", []netip.Addr{a("10.9.9.9")}, []string{"eth0", "eth1"}, 1400},
-		{"address nowhere", []netip.Addr{a("192.0.2.1")}, nil, 0},
+		{"one uplink", []netip.Addr{a("10.0.0.1"), a("fd00::1")}, "", []string{"eth0"}, 1500},
+		{"two families on two links", []netip.Addr{a("10.0.1.1"), a("fd00::1")}, "", []string{"eth0", "eth1"}, 1400},
+		{"loopback", []netip.Addr{a("10.9.9.9")}, "", []string{"eth0", "eth1"}, 1400},
+		{"dummy", []netip.Addr{a("10.8.8.8")}, "", []string{"eth0", "eth1"}, 1400},
+		{"address nowhere", []netip.Addr{a("192.0.2.1")}, "", nil, 0},
+		{"an address of a tunnel", []netip.Addr{a("10.0.3.7")}, "", nil, 0},
+		{"a pattern, wherever the address is", []netip.Addr{a("10.0.0.1")}, "^eth[12]", []string{"eth1"}, 1400},
+		{"a pattern for all", nil, ".*", []string{"lo", "eth0", "eth1", "dummy0", "docker0"}, 1000},
+		{"a pattern for a link that is down", nil, "eth2", []string{"eth2"}, 1200},
+		{"a pattern for tunnels", nil, "cali|tunl", nil, 0},
 	} {
-		names, mtu := uplinks(all, c.node)
+		var pattern *regexp.Regexp
+		if c.pattern != "" {
+			pattern = regexp.MustCompile(c.pattern)
+		}
+		names, mtu := uplinks(all, c.node, pattern)
 		if !slices.Equal(names, c.names) || mtu != c.mtu {
 			t.Errorf("%s: %v %d, want %v %d", c.name, names, mtu, c.names, c.mtu)
 		}
 	}
+	inner := []seenLink{lo, seen("docker0", "bridge", 1280, "172.17.0.1/16")}
+	if names, mtu := uplinks(inner, []netip.Addr{a("10.9.9.9")}, nil); mtu != 1280 {
+		t.Errorf("a link that is no uplink by its name, and no other: %v %d", names, mtu)
+	}
+}
+
+// seen is a link that is up.
+func seen(name, kind string, mtu int, addrs ...string) seenLink {
+	l := seenLink{mtu: mtu, Link: nodeaddr.Link{Name: name, Kind: kind, Up: true, Running: true}}
+	for _, s := range addrs {
+		l.Addrs = append(l.Addrs, nodeaddr.Addr{Prefix: netip.MustParsePrefix(s)})
+	}
+	return l
 }
 
 // TestSubnets: the length comes from the link that holds the address, and never shrinks to
 // that of a copy on the loopback.
 func TestSubnets(t *testing.T) {
 	p := netip.MustParsePrefix
-	got := subnets([]seenLink{
-		{name: "lo", loopback: true, addrs: []netip.Prefix{p("10.0.0.1/32"), p("10.9.9.9/32")}},
-		{name: "eth0", addrs: []netip.Prefix{p("10.0.0.1/24"), p("10.0.0.77/32"), p("fd00::1/64")}},
-		{name: "cali0", addrs: []netip.Prefix{p("10.5.0.1/16")}},
-	})
+	lo := seen("lo", "loopback", 65536, "10.0.0.1/32", "10.9.9.9/32")
+	lo.Loopback = true
+	got := subnets([]seenLink{lo, seen("eth0", "device", 1500, "10.0.0.1/24", "10.0.0.77/32", "fd00::1/64"), seen("cali0", "veth", 1500, "10.5.0.1/16")})
 	for a, want := range map[string]string{"10.0.0.1": "10.0.0.1/24", "10.9.9.9": "10.9.9.9/32", "10.0.0.77": "10.0.0.77/32", "fd00::1": "fd00::1/64"} {
 		if have := got[netip.MustParseAddr(a)]; have != p(want) {
 			t.Errorf("%s: %v, want %s", a, have, want)
@@ -65,9 +94,9 @@ func TestSubnets(t *testing.T) {
 	}
 }
 
-// TestRun follows a real uplink in a network namespace: forwarding is switched on, and
+// TestApply looks at a real uplink in a network namespace: forwarding is switched on, and
 // the MTU is the uplink's, also after it changed.
-func TestRun(t *testing.T) {
+func TestApply(t *testing.T) {
 	runtime.LockOSThread() // never unlocked: the thread dies with the test and takes the namespace along
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatalf("this test needs root: %v", err)
@@ -93,8 +122,7 @@ func TestRun(t *testing.T) {
 	if u.Ready() == nil {
 		t.Error("ready before the links were read")
 	}
-	// Apply and ip run on this thread, in the namespace; Run's subscriptions are covered
-	// by the topologies, where a whole agent lives in one.
+	// Apply and ip run on this thread, in the namespace; TestRun has a process of its own.
 	apply := func() {
 		t.Helper()
 		if err := u.apply(context.Background(), true); err != nil {
@@ -123,6 +151,9 @@ func TestRun(t *testing.T) {
 	apply()
 	if ready, trouble := u.Ready(), u.Trouble(); ready != nil || trouble == nil {
 		t.Errorf("an address that no link has: ready: %v, trouble: %v", ready, trouble)
+	}
+	if u.MTU() != 1300 {
+		t.Errorf("MTU %d after the uplink was lost, want that of before", u.MTU())
 	}
 	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
 		if v := u.readSysctl(name); v != "1" {

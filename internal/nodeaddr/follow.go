@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// How long another address has to be found before it takes the place of the one in force.
-const (
-	DefaultSettle = 5 * time.Second
-	// comeback is how long a link may take to get its address again after it was down, or
-	// after the node booted: router advertisements and DHCP take their time.
-	comeback = 30 * time.Second
-)
+// DefaultSettle is how long another address has to be found before it takes the place of the
+// one in force.
+const DefaultSettle = 5 * time.Second
+
+// comeback is how long a link may take to get its address again after it was down, or after
+// the node booted, in Settles: router advertisements and DHCP take their time.
+const comeback = 6
 
 // Follower decides when another address takes the place of the one in force, for one
 // family. Its zero value knows none.
@@ -106,7 +106,7 @@ func (f *Follower) Step(now time.Time, found Choice, links []Link) (changed bool
 		settle = DefaultSettle
 	}
 	due := f.since.Add(settle)
-	if back := f.back.Add(comeback); !f.back.IsZero() && back.After(due) {
+	if back := f.back.Add(comeback * settle); !f.back.IsZero() && back.After(due) {
 		due = back
 	}
 	if !now.Before(due) {
