@@ -283,6 +283,14 @@ var samples = map[string]map[string]sample{
 		".spec.natOutgoingExclusions":              {set: `{spec: {natOutgoingExclusions: IPPoolsAndHostIPs}}`},
 		".spec.iptablesNATOutgoingInterfaceFilter": {set: `{spec: {iptablesNATOutgoingInterfaceFilter: eth0}}`},
 		".spec.ipv6Support":                        {set: `{spec: {ipv6Support: false}}`},
+		".spec.featureDetectOverride":              {set: `{spec: {featureDetectOverride: ChecksumOffloadBroken=false}}`},
+		".spec.externalNodesList":                  {set: `{spec: {externalNodesList: [198.51.100.7]}}`},
+		".spec.iptablesBackend":                    {set: `{spec: {iptablesBackend: Legacy}}`},
+		".spec.ipipEnabled":                        {set: `{spec: {ipipEnabled: false}}`},
+		".spec.vxlanEnabled":                       {set: `{spec: {vxlanEnabled: false}}`},
+		".spec.ipipMTU":                            {set: `{spec: {ipipMTU: 1400}}`},
+		".spec.vxlanMTU":                           {set: `{spec: {vxlanMTU: 1400}}`},
+		".spec.vxlanMTUV6":                         {set: `{spec: {vxlanMTUV6: 1400}}`},
 	}),
 	v3.KindIPAMConfiguration: {
 		".spec.strictAffinity":               {set: `{spec: {strictAffinity: true}}`},
@@ -494,7 +502,7 @@ func show(s *model.Snapshot) string {
 		fmt.Fprint(&b, p.Name, p.CIDR, p.BlockSize, p.NodeSelector.String(), ns, p.IPIPMode, p.VXLANMode, p.NATOutgoing,
 			p.Disabled, p.DisableBGPExport, p.Manual, p.AllowedUses, "\n")
 	}
-	fmt.Fprintln(&b, s.Blocks, s.Reservations, s.IPAM)
+	fmt.Fprintln(&b, s.Blocks, s.Reservations, s.IPAM, s.Felix)
 	fmt.Fprintln(&b, dataplane.OutgoingNAT(s, false), dataplane.OutgoingNAT(s, true))
 	return b.String()
 }
@@ -617,6 +625,8 @@ func TestOtherKindsAreReported(t *testing.T) {
 func TestNodeAnnotations(t *testing.T) {
 	want := []string{
 		watch.AnnotationASNumber, watch.AnnotationIPv4Address, watch.AnnotationIPv6Address, watch.AnnotationRouteReflectorClusterID,
+		watch.AnnotationIPv4IPIPTunnelAddr, watch.AnnotationIPv4VXLANTunnelAddr, watch.AnnotationIPv6VXLANTunnelAddr,
+		watch.AnnotationVXLANTunnelMACAddr, watch.AnnotationVXLANTunnelMACAddrV6,
 	}
 	slices.Sort(want)
 	var got []string

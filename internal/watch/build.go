@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	v3 "github.com/causeway-net/causeway/api/v3"
 	"github.com/causeway-net/causeway/internal/model"
@@ -23,11 +24,21 @@ type Input struct {
 	Objects []Sourced
 	// Problems that the source found itself.
 	Problems []model.Problem
+	// Others are blocks of which no Object is known; none has the CIDR of one that is.
+	Others []OtherBlock
+	// BlocksPending: blocks that are needed may be there and are not known yet.
+	BlocksPending bool
 	// Unread are Secrets, by name, that objects refer to and of which nothing is known.
 	Unread map[string]Unread
 
 	// held are passwords that were read before and were in force.
 	held map[passwordKey]string
+}
+
+// OtherBlock is what is known of a block without reading it in full.
+type OtherBlock struct {
+	model.Block
+	Claimed time.Time // creation of the object
 }
 
 // Unread says why a Secret is not known.
@@ -55,7 +66,9 @@ func buildWith(in Input, opt Options) (*model.Snapshot, map[passwordKey]string) 
 	b.addresses()
 	b.s.Blocks = b.blocks()
 	s := b.s
+	s.BlocksKnown = !in.BlocksPending
 	slices.SortFunc(s.Nodes, func(a, b model.Node) int { return cmp.Compare(a.Name, b.Name) })
+	b.tunnels()
 	b.bgp()
 	b.peers()
 	b.s.Felix = b.felix()
@@ -183,27 +196,38 @@ func (b *builder) addresses() {
 	}
 }
 
+// claim is a block as it goes into the snapshot.
+type claim struct {
+	OtherBlock
+	o Sourced // what it was read from; its Object is nil if it was not read in full
+}
+
 // blocks returns the blocks sorted. Of blocks that overlap, which only someone's hand can
 // bring about, the one claimed first is in force, so that an address has one owner.
 func (b *builder) blocks() []model.Block {
-	objects := slices.DeleteFunc(b.blockObjects, func(o Sourced) bool { return o.value.(block).deleted })
-	slices.SortFunc(objects, func(x, y Sourced) int {
-		return comparePrefix(x.value.(block).CIDR, y.value.(block).CIDR)
-	})
-	out := make([]model.Block, 0, len(objects))
-	for len(objects) > 0 {
+	claims := make([]claim, 0, len(b.blockObjects)+len(b.Others))
+	for _, o := range b.blockObjects {
+		if v := o.value.(block); !v.deleted {
+			claims = append(claims, claim{OtherBlock{v.Block, v.claimed}, o})
+		}
+	}
+	for _, x := range b.Others {
+		claims = append(claims, claim{OtherBlock: x})
+	}
+	slices.SortFunc(claims, func(x, y claim) int { return comparePrefix(x.CIDR, y.CIDR) })
+	out := make([]model.Block, 0, len(claims))
+	for len(claims) > 0 {
 		// Sorted as they are, all blocks that overlap the first one follow it.
-		first := objects[0].value.(block).CIDR
 		n := 1
-		for n < len(objects) && first.Overlaps(objects[n].value.(block).CIDR) {
+		for n < len(claims) && claims[0].CIDR.Overlaps(claims[n].CIDR) {
 			n++
 		}
 		if n == 1 {
-			out = append(out, objects[0].value.(block).Block)
+			out = append(out, claims[0].Block)
 		} else {
-			out = append(out, b.firstClaims(objects[:n])...)
+			out = append(out, b.firstClaims(claims[:n])...)
 		}
-		objects = objects[n:]
+		claims = claims[n:]
 	}
 	if len(out) == 0 {
 		return nil
@@ -211,22 +235,53 @@ func (b *builder) blocks() []model.Block {
 	return out
 }
 
-func (b *builder) firstClaims(objects []Sourced) []model.Block {
-	byClaim := slices.SortedFunc(slices.Values(objects), func(x, y Sourced) int {
-		return cmp.Or(x.value.(block).claimed.Compare(y.value.(block).claimed), cmp.Compare(x.Key.Name, y.Key.Name))
+func (b *builder) firstClaims(claims []claim) []model.Block {
+	byClaim := slices.SortedFunc(slices.Values(claims), func(x, y claim) int {
+		return cmp.Or(x.Claimed.Compare(y.Claimed), cmp.Compare(v3.BlockName(x.CIDR), v3.BlockName(y.CIDR)))
 	})
 	var out []model.Block
-	for _, o := range byClaim {
-		v := o.value.(block)
+	for _, v := range byClaim {
 		i := slices.IndexFunc(out, func(other model.Block) bool { return other.CIDR.Overlaps(v.CIDR) })
 		if i >= 0 {
-			b.problem(o, false, ".spec.cidr", "is %q, which overlaps the block %s, claimed earlier; delete the one that no pod uses", v.CIDR, out[i].CIDR)
+			if v.o.Object == nil {
+				v.o.Object = &Object{Key: model.Object{Kind: v3.KindIPAMBlock, Name: v3.BlockName(v.CIDR)}}
+			}
+			b.problem(v.o, false, ".spec.cidr", "is %q, which overlaps the block %s, claimed earlier; delete the one that no pod uses", v.CIDR, out[i].CIDR)
 			continue
 		}
 		out = append(out, v.Block)
 	}
 	slices.SortFunc(out, func(x, y model.Block) int { return comparePrefix(x.CIDR, y.CIDR) })
 	return out
+}
+
+// BlocksNeeded reports whether routes come from blocks, so that those of all nodes are
+// needed: while some pool's vxlanMode is not Never.
+func BlocksNeeded(objects []Sourced) bool {
+	return slices.ContainsFunc(objects, func(o Sourced) bool {
+		p, ok := o.value.(model.Pool)
+		return ok && p.VXLANMode != model.EncapNever
+	})
+}
+
+// tunnels lets each node have ends of tunnels of its own: one that a node before it by name
+// has, too, is none of its.
+func (b *builder) tunnels() {
+	for t := range model.Tunnel(model.Tunnels) {
+		addrs, macs := map[netip.Addr]string{}, map[string]string{}
+		for i := range b.s.Nodes { // in the order of nodeObjects: by name
+			n, end := &b.s.Nodes[i], &b.s.Nodes[i].Tunnels[t]
+			if first, taken := addrs[end.Addr]; taken && end.Addr.IsValid() {
+				b.problem(b.nodeObjects[i], true, annotation(tunnelAnnotations[t].addr), "is %q, the address of Node %s, too; each node needs its own", end.Addr, first)
+				end.Addr = netip.Addr{}
+			}
+			if first, taken := macs[end.MAC]; taken && end.MAC != "" {
+				b.problem(b.nodeObjects[i], true, annotation(tunnelAnnotations[t].mac), "is %q, the Ethernet address of Node %s, too; each node needs its own", end.MAC, first)
+				end.MAC = ""
+			}
+			addrs[end.Addr], macs[end.MAC] = n.Name, n.Name
+		}
+	}
 }
 
 // bgp merges the default configuration with this node's.

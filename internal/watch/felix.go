@@ -16,14 +16,40 @@ import (
 	"github.com/causeway-net/causeway/internal/model"
 )
 
-// felixConfiguration is the converted form of a FelixConfiguration. What is nil leaves what
-// a wider object, or the default, says.
+// felixConfiguration is the converted form of a FelixConfiguration. What is not given leaves
+// what a wider object, or the default, says.
 type felixConfiguration struct {
-	node       string // empty: the default
-	address    *netip.Addr
-	ports      *model.PortRange
-	exclusions *string
-	iface      *string
+	node   string // empty: the default
+	values model.Felix
+	given  []string // keys of felixFields, sorted
+}
+
+// felixFields are the fields of a FelixConfiguration that something acts on, and how one
+// object's value takes the place of another's.
+var felixFields = map[string]func(to, from *model.Felix){
+	"natOutgoingAddress":                 func(to, from *model.Felix) { to.NATOutgoingAddress = from.NATOutgoingAddress },
+	"natPortRange":                       func(to, from *model.Felix) { to.NATPorts = from.NATPorts },
+	"natOutgoingExclusions":              func(to, from *model.Felix) { to.NATExcludesHosts = from.NATExcludesHosts },
+	"iptablesNATOutgoingInterfaceFilter": func(to, from *model.Felix) { to.NATInterface = from.NATInterface },
+	"ipipEnabled":                        func(to, from *model.Felix) { to.IPIPOff = from.IPIPOff },
+	"vxlanEnabled":                       func(to, from *model.Felix) { to.VXLANOff = from.VXLANOff },
+	"ipipMTU":                            mergeMTU(model.TunnelIPIP),
+	"vxlanMTU":                           mergeMTU(model.TunnelVXLAN4),
+	"vxlanMTUV6":                         mergeMTU(model.TunnelVXLAN6),
+	"mtuIfacePattern":                    func(to, from *model.Felix) { to.MTULinks = from.MTULinks },
+	"vxlanVNI":                           func(to, from *model.Felix) { to.VXLANVNI = from.VXLANVNI },
+	"vxlanPort":                          func(to, from *model.Felix) { to.VXLANPort = from.VXLANPort },
+	"allowIPIPPacketsFromWorkloads":      func(to, from *model.Felix) { to.PodsIPIP = from.PodsIPIP },
+	"allowVXLANPacketsFromWorkloads":     func(to, from *model.Felix) { to.PodsVXLAN = from.PodsVXLAN },
+	"externalNodesList":                  func(to, from *model.Felix) { to.ExternalNodes = from.ExternalNodes },
+	"featureDetectOverride":              func(to, from *model.Felix) { to.ChecksumOffload = from.ChecksumOffload },
+	"iptablesBackend":                    func(to, from *model.Felix) { to.IPTables = from.IPTables },
+	"routeRefreshInterval":               func(to, from *model.Felix) { to.RoutesResync = from.RoutesResync },
+	"iptablesRefreshInterval":            func(to, from *model.Felix) { to.RulesResync = from.RulesResync },
+}
+
+func mergeMTU(t model.Tunnel) func(to, from *model.Felix) {
+	return func(to, from *model.Felix) { to.TunnelMTU[t] = from.TunnelMTU[t] }
 }
 
 // The values of natOutgoingExclusions.
@@ -44,35 +70,47 @@ func (c *checker) felixConfiguration(f *v3.FelixConfiguration) felixConfiguratio
 		c.bad(".metadata.name", `is %q; must be "default" for the cluster or "node." and the name of a node: objects for the nodes that a selector selects are not acted on yet`, f.Name)
 	}
 	s := &f.Spec
+	c.felixNAT(s, &out)
+	c.felixTunnels(s, &out)
+	c.felixRest(s, &out)
+	slices.Sort(out.given)
+	c.felixUnused(s)
+	return out
+}
+
+// give notes that the object says something of a field.
+func (f *felixConfiguration) give(field string) { f.given = append(f.given, field) }
+
+func (c *checker) felixNAT(s *v3.FelixConfigurationSpec, out *felixConfiguration) {
 	if s.NATOutgoingAddress != "" {
 		a, err := netip.ParseAddr(s.NATOutgoingAddress)
 		a = a.Unmap()
 		if err != nil || a.Zone() != "" || !hostAddress(a) {
 			c.bad(".spec.natOutgoingAddress", `is %q; must be an address that leads back to the node, such as "192.0.2.10"`, s.NATOutgoingAddress)
 		}
-		out.address = &a
+		out.values.NATOutgoingAddress = a
+		out.give("natOutgoingAddress")
 	}
 	if s.NATPortRange != nil {
 		r, err := portRange(s.NATPortRange.IntOrString)
 		if err != nil {
 			c.bad(".spec.natPortRange", "%v", err)
 		}
-		out.ports = &r
+		out.values.NATPorts = r
+		out.give("natPortRange")
 	}
-	if e := s.NATOutgoingExclusions; e != nil {
+	if e := s.NATOutgoingExclusions; e != nil && *e != "" {
 		enum(c, ".spec.natOutgoingExclusions", *e, natExcludesPools, natExcludesPoolsAndHosts)
-		if *e != "" {
-			out.exclusions = e
-		}
+		out.values.NATExcludesHosts = *e == natExcludesPoolsAndHosts
+		out.give("natOutgoingExclusions")
 	}
 	if i := s.IptablesNATOutgoingInterfaceFilter; i != "" {
 		if !interfaceFilter.MatchString(i) {
 			c.bad(".spec.iptablesNATOutgoingInterfaceFilter", `is %q; must be the name of an interface, or the beginning of names and "+", such as "eth+"`, i)
 		}
-		out.iface = &i
+		out.values.NATInterface = i
+		out.give("iptablesNATOutgoingInterfaceFilter")
 	}
-	c.felixUnused(s)
-	return out
 }
 
 // portRange reads a number or "first:last". 0 means any port.
@@ -92,9 +130,6 @@ func portRange(p intstr.IntOrString) (model.PortRange, error) {
 	}
 	return model.PortRange{First: uint16(a), Last: uint16(b)}, nil
 }
-
-// felixActedOn are the fields of a FelixConfiguration that something acts on.
-var felixActedOn = []string{"natOutgoingAddress", "natPortRange", "natOutgoingExclusions", "iptablesNATOutgoingInterfaceFilter"}
 
 // felixAsIs are values of other fields, in JSON, that ask for what is so anyway: those that
 // the API server fills in (nftables), those that Calico writes into "default" unasked, and
@@ -119,7 +154,7 @@ func (c *checker) felixUnused(s *v3.FelixConfigurationSpec) {
 	v := reflect.ValueOf(*s)
 	for i := range v.NumField() {
 		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
-		if v.Field(i).IsZero() || slices.Contains(felixActedOn, name) {
+		if v.Field(i).IsZero() || felixFields[name] != nil {
 			continue
 		}
 		if as := felixAsIs[name]; as != nil {
@@ -134,24 +169,30 @@ func (c *checker) felixUnused(s *v3.FelixConfigurationSpec) {
 // felix merges the default configuration with this node's: what the latter sets goes first.
 func (b *builder) felix() model.Felix {
 	var out model.Felix
+	given := map[string]Sourced{} // where the value of a field is from
 	for _, node := range []string{"", b.opt.Node} {
 		i := slices.IndexFunc(b.felixConfigs, func(o Sourced) bool { return o.value.(felixConfiguration).node == node })
 		if i < 0 {
 			continue
 		}
-		v := b.felixConfigs[i].value.(felixConfiguration)
-		if v.address != nil {
-			out.NATOutgoingAddress = *v.address
-		}
-		if v.ports != nil {
-			out.NATPorts = *v.ports
-		}
-		if v.exclusions != nil {
-			out.NATExcludesHosts = *v.exclusions == natExcludesPoolsAndHosts
-		}
-		if v.iface != nil {
-			out.NATInterface = *v.iface
+		o := b.felixConfigs[i]
+		v := o.value.(felixConfiguration)
+		for _, field := range v.given {
+			felixFields[field](&out, &v.values)
+			given[field] = o
 		}
 	}
+	b.forced(given, "ipipEnabled", out.IPIPOff, "ipipMode", func(p model.Pool) model.EncapMode { return p.IPIPMode })
+	b.forced(given, "vxlanEnabled", out.VXLANOff, "vxlanMode", func(p model.Pool) model.EncapMode { return p.VXLANMode })
 	return out
+}
+
+// forced reports an encapsulation that is said to be on and that no pool asks for: Calico
+// makes its device all the same.
+func (b *builder) forced(given map[string]Sourced, field string, off bool, modeName string, mode func(model.Pool) model.EncapMode) {
+	o, ok := given[field]
+	if !ok || off || slices.ContainsFunc(b.s.Pools, func(p model.Pool) bool { return mode(p) != model.EncapNever }) {
+		return
+	}
+	b.problem(o, true, ".spec."+field, "is true, and no IPPool in force has another %s than Never: the device is made when one has", modeName)
 }

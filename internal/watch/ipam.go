@@ -10,6 +10,7 @@ import (
 	"time"
 
 	v3 "github.com/causeway-net/causeway/api/v3"
+	"github.com/causeway-net/causeway/internal/blockroutes"
 	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/internal/selector"
 )
@@ -103,12 +104,6 @@ func (c *checker) pool(p *v3.IPPool) model.Pool {
 	}
 	out.AllowedUses = c.allowedUses(s.AllowedUses)
 
-	if out.IPIPMode != model.EncapNever {
-		c.ignored(".spec.ipipMode", notYet+": traffic is routed without encapsulation (pods' MTU leaves room for it)")
-	}
-	if out.VXLANMode != model.EncapNever {
-		c.ignored(".spec.vxlanMode", notYet+": traffic is routed without encapsulation (pods' MTU leaves room for it)")
-	}
 	if out.NamespaceSelector != nil && !c.opt.NamespaceLabels {
 		c.ignored(".spec.namespaceSelector", notYet+": the labels of namespaces are not known, so that no pod gets an address of this pool")
 	}
@@ -203,12 +198,7 @@ var defaultIPAM = model.IPAMConfig{AutoAllocateBlocks: true, MaxBlocksPerHost: D
 func (c *checker) reservation(r *v3.IPReservation) []netip.Prefix {
 	out := make([]netip.Prefix, 0, len(r.Spec.ReservedCIDRs))
 	for i, s := range r.Spec.ReservedCIDRs {
-		if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
-			a = a.Unmap()
-			out = append(out, netip.PrefixFrom(a, a.BitLen()))
-			continue
-		}
-		out = append(out, c.cidr(fmt.Sprintf(".spec.reservedCIDRs[%d]", i), s))
+		out = append(out, c.addressOrCIDR(".spec.reservedCIDRs", i, s))
 	}
 	return out
 }
@@ -247,20 +237,9 @@ func (c *checker) block(b *v3.IPAMBlock) block {
 		if !affinityForm.MatchString(*a) {
 			c.bad(".spec.affinity", `is %q; must be "host:" and the name of a node`, *a)
 		}
-		out.Node, _ = strings.CutPrefix(*a, "host:")
-		if strings.HasPrefix(*a, "virtual:") {
-			out.Node = ""
-		}
 	}
-	addr := out.CIDR.Addr()
-	for _, a := range s.Allocations {
-		if a != nil && *a >= 0 && *a < len(s.Attributes) {
-			at := s.Attributes[*a]
-			if node := at.ActiveOwnerAttrs["node"]; at.HandleID != nil && node != "" && node != out.Node {
-				out.Lent = append(out.Lent, model.Loan{Addr: addr, Node: node})
-			}
-		}
-		addr = addr.Next()
+	if out.CIDR.IsValid() {
+		out.Block = blockroutes.Of(out.CIDR, s)
 	}
 	if s.AffinityClaimTime != nil {
 		out.claimed = s.AffinityClaimTime.Time

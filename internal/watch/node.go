@@ -3,6 +3,7 @@ package watch
 import (
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -18,7 +19,19 @@ const (
 	AnnotationIPv6Address             = "projectcalico.org/IPv6Address"
 	AnnotationASNumber                = "projectcalico.org/ASNumber"
 	AnnotationRouteReflectorClusterID = "projectcalico.org/RouteReflectorClusterID"
+	AnnotationIPv4IPIPTunnelAddr      = "projectcalico.org/IPv4IPIPTunnelAddr"
+	AnnotationIPv4VXLANTunnelAddr     = "projectcalico.org/IPv4VXLANTunnelAddr"
+	AnnotationVXLANTunnelMACAddr      = "projectcalico.org/VXLANTunnelMACAddr"
+	AnnotationIPv6VXLANTunnelAddr     = "projectcalico.org/IPv6VXLANTunnelAddr"
+	AnnotationVXLANTunnelMACAddrV6    = "projectcalico.org/VXLANTunnelMACAddrV6"
 )
+
+// tunnelAnnotations are those of a node's end of each tunnel.
+var tunnelAnnotations = [model.Tunnels]struct{ addr, mac string }{
+	model.TunnelIPIP:   {addr: AnnotationIPv4IPIPTunnelAddr},
+	model.TunnelVXLAN4: {AnnotationIPv4VXLANTunnelAddr, AnnotationVXLANTunnelMACAddr},
+	model.TunnelVXLAN6: {AnnotationIPv6VXLANTunnelAddr, AnnotationVXLANTunnelMACAddrV6},
+}
 
 func (c *checker) node(n *corev1.Node) model.Node {
 	out := model.Node{Name: n.Name, Labels: maps.Clone(n.Labels)}
@@ -44,7 +57,43 @@ func (c *checker) node(n *corev1.Node) model.Node {
 		}
 		out.RouteReflectorClusterID = id
 	}
+	out.Tunnels = c.tunnelEnds(n)
 	return out
+}
+
+// tunnelEnds are the node's ends of tunnels. What is wrong there takes nothing else of the
+// node out of force: agents write these, and mend them.
+func (c *checker) tunnelEnds(n *corev1.Node) (out [model.Tunnels]model.TunnelEnd) {
+	for t := range model.Tunnel(model.Tunnels) {
+		names := tunnelAnnotations[t]
+		if v := n.Annotations[names.addr]; v != "" {
+			a, err := netip.ParseAddr(v)
+			if err != nil || a.Is4() != t.Is4() || a.Is4In6() || a.Zone() != "" || !hostAddress(a) {
+				c.ignored(annotation(names.addr), "is %q; must be the address of the node's %s, such as %s", v, t.Device(), exampleTunnel(t))
+			} else {
+				out[t].Addr = a
+			}
+		}
+		if names.mac == "" {
+			continue
+		}
+		if v := n.Annotations[names.mac]; v != "" {
+			mac, err := net.ParseMAC(v)
+			if err != nil || len(mac) != 6 || mac[0]&1 != 0 || [6]byte(mac) == [6]byte{} {
+				c.ignored(annotation(names.mac), `is %q; must be the Ethernet address of the node's %s, such as "66:1e:0c:8a:12:01"`, v, t.Device())
+			} else {
+				out[t].MAC = mac.String()
+			}
+		}
+	}
+	return out
+}
+
+func exampleTunnel(t model.Tunnel) string {
+	if t.Is4() {
+		return `"10.244.3.7"`
+	}
+	return `"fd00:10:244::7"`
 }
 
 func annotation(name string) string { return ".metadata.annotations[" + name + "]" }
