@@ -46,9 +46,13 @@ for k in "dummy" "vrf table 7" "vxlan id 1 dstport 4789" "ipip remote 192.0.2.1"
   ip netns add one; ip -n one link add x type $k; ip -n one -br link show x | cut -c1; ip netns del one
 done
 ping -qc1 127.0.0.1 >/dev/null
-(sh -c 'sleep 0.1 &'); sleep 1   # loses its parent: nobody but the first process can reap it
-if grep -l 'State:.Z' /proc/[0-9]*/status; then echo a dead process is left; fi
-sleep 1000 &                     # and this one must not keep the machine
+(sleep 0.1 & echo $! >/run/orphan)  # loses its parent: nobody but the first process can reap it
+tries=0
+while [ -e /proc/$(cat /run/orphan) ]; do
+  tries=$((tries+1)); [ $tries -lt 200 ] || { echo a dead process is left; break; }
+  sleep 0.05
+done
+sleep 1000 &                        # and this one must not keep the machine
 echo to the open file >/dev/stdout
 exit 7`)
 	if err != nil || code != 7 {
