@@ -37,17 +37,20 @@ type core struct {
 	devGroups  map[int32]map[*group]struct{}
 	sets       map[string]*nextHopSet
 	hops       map[model.NextHop]*nextHop
+	asked      map[string]*asked
 	targets    bart.Table[*target]
 	guard      guard
 	linkDeps   map[int32]map[*nextHop]struct{}
 	nameDeps   map[string]map[*nextHop]struct{}
 	dirtyHops  []*nextHop
 	dirtySets  []*nextHopSet
-	key        []byte // scratch
+	key        []byte          // scratch
+	hopScratch []model.NextHop // of diverted
 	staleCount int
 
 	queue, urgent []*entry
 	pending       int         // entries that are queued
+	queued, taken uint64      // how many were ever put in queue, and how many of them left it
 	evict         []*fibEntry // of ours: wrong, and what shall replace them was refused
 	failed        map[*entry]*failure
 	conflicts     map[*entry]struct{}
@@ -73,6 +76,7 @@ type ownerState struct {
 	metric4   uint32
 	metric6   uint32 // of routes that name none; 0: the table's
 	synced    bool
+	via       func(netip.Prefix, model.NextHop) model.NextHop // nil: next hops stay as they are
 }
 
 // entry is one prefix.
@@ -90,6 +94,7 @@ type cand struct {
 	entry   *entry
 	next    *cand
 	set     *nextHopSet // nil: blackhole
+	asked   *asked      // nil: set is what the owner asked for
 	metric  uint32
 	inSet   int32 // place in set.users
 	inOwner int32 // place in ownerState.cands
@@ -128,7 +133,7 @@ func newCore(proto uint8, metric uint32, owners []model.Owner) *core {
 		proto: proto, metric: metric, expect: owners,
 		links: map[int32]*linkState{}, names: map[string]int32{},
 		groups: map[string]*group{}, devGroups: map[int32]map[*group]struct{}{},
-		sets: map[string]*nextHopSet{}, hops: map[model.NextHop]*nextHop{},
+		sets: map[string]*nextHopSet{}, hops: map[model.NextHop]*nextHop{}, asked: map[string]*asked{},
 		linkDeps: map[int32]map[*nextHop]struct{}{}, nameDeps: map[string]map[*nextHop]struct{}{},
 		failed: map[*entry]*failure{}, conflicts: map[*entry]struct{}{}, healed: map[*entry]*heals{},
 		guard: guard{subnets: map[netip.Prefix]int{}, shunned: map[*entry]struct{}{}},
@@ -176,6 +181,7 @@ func (c *core) enqueue(e *entry) {
 	if !e.queued {
 		e.queued = true
 		c.pending++
+		c.queued++
 		c.queue = append(c.queue, e)
 	}
 }
@@ -202,8 +208,11 @@ func (c *core) set(o ownerIndex, r model.Route) {
 		k = *at
 	}
 	var set *nextHopSet
+	var orig *asked
 	if r.Type == model.RouteUnicast {
-		set = c.internSet(r.NextHops)
+		var hops []model.NextHop
+		hops, orig = c.diverted(o, p, r.NextHops)
+		set = c.internSet(hops)
 	}
 	switch {
 	case k == nil:
@@ -216,6 +225,7 @@ func (c *core) set(o ownerIndex, r model.Route) {
 		c.judge(k)
 	case k.set == set && k.metric == metric:
 		k.implied = implied
+		c.keep(k, orig)
 		return
 	default:
 		k.metric, k.implied = metric, implied
@@ -225,6 +235,7 @@ func (c *core) set(o ownerIndex, r model.Route) {
 			c.use(k)
 		}
 	}
+	c.keep(k, orig)
 	c.claim(e)
 	delete(c.failed, e)
 	c.enqueue(e)
@@ -285,6 +296,7 @@ func (c *core) unset(o ownerIndex, p netip.Prefix) {
 			own.cands[len(own.cands)-1] = nil
 			own.cands = own.cands[:len(own.cands)-1]
 			c.unuse(k)
+			c.keep(k, nil)
 			if k.shunned {
 				delete(c.guard.shunned, e)
 			}

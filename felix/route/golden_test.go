@@ -21,8 +21,9 @@ import (
 type golden struct {
 	cands       map[netip.Prefix]map[model.Owner]model.Route
 	kern        *fakeKernel
-	own, others []netip.Addr // guarded
-	fib         []fibRoute   // kern's, at this rest
+	own, others []netip.Addr                                    // guarded
+	via         func(netip.Prefix, model.NextHop) model.NextHop // of OwnerBGP; nil: none
+	fib         []fibRoute                                      // kern's, at this rest
 }
 
 func (g *golden) sorted(p netip.Prefix) []model.Route {
@@ -36,7 +37,16 @@ func (g *golden) sorted(p netip.Prefix) []model.Route {
 		if o == model.OwnerBGP && g.astray(p) {
 			continue
 		}
-		out = append(out, g.cands[p][o])
+		r := g.cands[p][o]
+		if o == model.OwnerBGP && g.via != nil {
+			r.NextHops = slices.Clone(r.NextHops)
+			for i, h := range r.NextHops {
+				r.NextHops[i] = g.via(p, h)
+			}
+			slices.SortFunc(r.NextHops, model.NextHop.Compare) // loops are cut where they are met
+			r.NextHops = slices.Compact(r.NextHops)
+		}
+		out = append(out, r)
 	}
 	return out
 }
@@ -256,6 +266,37 @@ func (u *universe) addresses() []netip.Addr {
 	return out
 }
 
+// diversion sends some next hops of some prefixes elsewhere: to a link, to another gateway,
+// and two of them to the same.
+func (u *universe) diversion() func(netip.Prefix, model.NextHop) model.NextHop {
+	salt := u.r.IntN(7)
+	if salt == 0 {
+		return nil
+	}
+	return func(p netip.Prefix, h model.NextHop) model.NextHop {
+		if h.Device != "" || (p.Bits()+salt)%3 == 0 {
+			return h
+		}
+		b := h.Addr.As16()
+		switch n := int(b[15]) + salt; n % 4 {
+		case 0:
+			return model.NextHop{Addr: h.Addr, Device: fmt.Sprint("e", salt%3), OnLink: true}
+		case 1:
+			return u.gatewayNumber(p.Addr(), salt)
+		}
+		return h
+	}
+}
+
+func (u *universe) gatewayNumber(like netip.Addr, n int) model.NextHop {
+	for i := range u.gateways {
+		if a := u.gateways[(i+n)%len(u.gateways)]; a.Is4() == like.Is4() {
+			return model.NextHop{Addr: a}
+		}
+	}
+	return model.NextHop{}
+}
+
 // harm is a line of ip(8) that somebody else might type.
 func (u *universe) harm() string {
 	p := u.prefix()
@@ -375,8 +416,15 @@ func walk(t *testing.T, seed uint64, steps int) {
 		for range 1 + u.r.IntN(4) {
 			switch p, o := u.prefix(), walkOwners[u.r.IntN(len(walkOwners))]; u.r.IntN(5) {
 			case 4:
-				if u.r.IntN(4) > 0 {
-					break
+				switch u.r.IntN(4) {
+				case 0:
+				case 1:
+					g.via = u.diversion()
+					story = append(story, fmt.Sprintf("divert (%t)", g.via != nil))
+					c.divert(model.OwnerBGP, g.via)
+					continue
+				default:
+					continue
 				}
 				g.own, g.others = u.addresses(), u.addresses()
 				story = append(story, fmt.Sprintf("guard %v %v", g.own, g.others))
@@ -473,6 +521,22 @@ func consistent(c *core) error {
 				bad("group of %s is misplaced", e.prefix)
 			}
 		}
+	}
+	users := map[*asked]int{}
+	for i := range c.owners {
+		for _, k := range c.owners[i].cands {
+			if k.asked != nil {
+				users[k.asked]++
+			}
+		}
+	}
+	for key, a := range c.asked {
+		if a.users != users[a] || a.key != key || a.users == 0 {
+			bad("%v is kept by %d candidates and counts %d", a.hops, users[a], a.users)
+		}
+	}
+	if len(users) != len(c.asked) {
+		bad("%d kept wishes and not %d", len(c.asked), len(users))
 	}
 	for _, s := range c.sets {
 		if s.group != nil {

@@ -72,15 +72,20 @@ func normalNextHops(in []model.NextHop) []model.NextHop {
 	return slices.Compact(out)
 }
 
-func (c *core) internSet(hops []model.NextHop) *nextHopSet {
-	hops = normalNextHops(hops)
-	c.key = c.key[:0]
+// appendAsked appends what tells next hops from others.
+func appendAsked(key []byte, hops []model.NextHop) []byte {
 	for _, h := range hops {
 		a := h.Addr.As16()
-		c.key = append(c.key, byte(h.Addr.BitLen()), bit(h.OnLink), byte(len(h.Device)))
-		c.key = append(c.key, a[:]...)
-		c.key = append(c.key, h.Device...)
+		key = append(key, byte(h.Addr.BitLen()), bit(h.OnLink), byte(len(h.Device)))
+		key = append(key, a[:]...)
+		key = append(key, h.Device...)
 	}
+	return key
+}
+
+// internSet finds or makes the set of these normal next hops.
+func (c *core) internSet(hops []model.NextHop) *nextHopSet {
+	c.key = appendAsked(c.key[:0], hops)
 	if s := c.sets[string(c.key)]; s != nil {
 		return s
 	}

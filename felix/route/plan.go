@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -112,7 +113,9 @@ func (c *core) next(limit int) []op {
 		return q[i:]
 	}
 	c.urgent = pop(c.urgent)
+	before := len(c.queue)
 	c.queue = pop(c.queue)
+	c.taken += uint64(before - len(c.queue))
 	if cap(c.queue) > 4096 && len(c.queue) == 0 {
 		c.queue = nil
 	}
@@ -274,6 +277,9 @@ func (c *core) lostTrack(ops []op) {
 		}
 		c.enqueue(ops[i].entry)
 	}
+	for _, w := range c.waiters {
+		w.mark = 0 // what it waited for is in the queue once more
+	}
 	c.resyncAt = c.now
 }
 
@@ -349,11 +355,17 @@ func (c *core) heal(e *entry) {
 	}
 }
 
-// waiter is a call of Wait.
+// waiter is a call of Wait, or of Settle or Synced.
 type waiter struct {
 	left []netip.Prefix
 	errs []error
 	done chan error // of capacity 1
+
+	all    bool // everything is waited for
+	synced bool // and all owners
+	// mark is core.queued when there was first nothing in the way but the queue; 0: not yet.
+	mark  uint64
+	given atomic.Bool // up: nobody waits any more
 }
 
 // await takes a waiter; its prefixes go ahead of all others.
@@ -373,6 +385,9 @@ func (c *core) answer() {
 		return
 	}
 	c.waiters = slices.DeleteFunc(c.waiters, func(w *waiter) bool {
+		if w.all {
+			return c.answerAll(w)
+		}
 		// From the end, up to the first that has not settled, so that many prefixes are not
 		// looked at again after every chunk.
 		for ; len(w.left) > 0; w.left = w.left[:len(w.left)-1] {
@@ -390,6 +405,25 @@ func (c *core) answer() {
 		w.done <- errors.Join(w.errs...)
 		return true
 	})
+}
+
+// answerAll reports whether what was queued when w came has left the queue, or nobody wants
+// to know. Everything that was asked before is in the queue by then: settle has run.
+func (c *core) answerAll(w *waiter) bool {
+	if w.given.Load() {
+		return true
+	}
+	if w.synced && !c.synced {
+		return false
+	}
+	if w.mark == 0 {
+		w.mark = c.queued
+	}
+	if c.taken < w.mark || len(c.evict) > 0 {
+		return false
+	}
+	w.done <- nil
+	return true
 }
 
 // state is what keeps e from being as it should, or nil.

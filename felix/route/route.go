@@ -74,6 +74,7 @@ type request struct {
 	own     []netip.Addr
 	others  []netip.Addr
 	kind    requestKind
+	via     func(netip.Prefix, model.NextHop) model.NextHop
 }
 
 type requestKind uint8
@@ -85,6 +86,7 @@ const (
 	reqWait
 	reqMetric
 	reqGuard
+	reqDivert
 )
 
 // New makes a Table; nothing is read or written before Run.
@@ -193,6 +195,8 @@ func (t *Table) take() bool {
 			t.core.setMetric(r.owner, r.metrics[0], r.metrics[1])
 		case reqGuard:
 			t.core.setGuard(r.own, r.others)
+		case reqDivert:
+			t.core.divert(r.owner, r.via)
 		}
 	}
 	return len(in) > 0
