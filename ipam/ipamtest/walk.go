@@ -22,6 +22,7 @@ import (
 )
 
 // Walk is a random walk of several nodes over one Store: ADDs and DELs in parallel, GC,
+// tunnels that come and go and that pools begin and cease to serve,
 // agents that are killed at any point and come back with the journal that a disk would
 // have kept, calls to the Store that fail, are lost or are done later, disks that fail,
 // pools that change. A Model watches. It fails the test at the first thing that must not
@@ -45,6 +46,7 @@ type node struct {
 	stop    func()
 	badDisk atomic.Bool
 	lives   uint64
+	wish    []model.Tunnel
 
 	mu      sync.Mutex
 	durable map[uint64]int64             // inode → bytes that a crash keeps
@@ -59,6 +61,7 @@ type walk struct {
 	ghosts *Ghosts
 	nodes  []*node
 	snap   *model.Snapshot
+	rest   time.Duration // the cooldown
 	now    atomic.Int64
 	serial int
 	log    *slog.Logger
@@ -96,6 +99,7 @@ func (w Walk) Do(t testing.TB) {
 	x.log = slog.New(&watch{x: x})
 	x.now.Store(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Unix())
 	x.snap = x.snapshot()
+	x.rest = x.snap.IPAM.Cooldown
 	t.Logf("seed %d", w.Seed)
 	defer func() {
 		if t.Failed() {
@@ -131,7 +135,7 @@ func (*watch) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.L
 func (h *watch) WithAttrs([]slog.Attr) slog.Handler         { return h }
 func (h *watch) WithGroup(string) slog.Handler              { return h }
 func (h *watch) Handle(_ context.Context, r slog.Record) error {
-	for _, fine := range []string{"torn end", "cannot be brought up to date"} {
+	for _, fine := range []string{"torn end", "cannot be brought up to date", "no address for a tunnel"} {
 		if strings.Contains(r.Message, fine) {
 			return nil
 		}
@@ -145,13 +149,14 @@ func (h *watch) Handle(_ context.Context, r slog.Record) error {
 func (x *walk) clock() time.Time { return time.Unix(x.now.Load(), 0).UTC() }
 
 func (x *walk) snapshot() *model.Snapshot {
-	work := []model.Use{model.UseWorkload}
+	work, both := []model.Use{model.UseWorkload}, []model.Use{model.UseWorkload, model.UseTunnel}
 	s := &model.Snapshot{
 		Pools: []model.Pool{
-			{Name: "a4", CIDR: netip.MustParsePrefix("10.0.0.0/26"), BlockSize: 29, NodeSelector: selector{}, AllowedUses: work},
-			{Name: "b4", CIDR: netip.MustParsePrefix("10.0.1.0/27"), BlockSize: 30, NodeSelector: selector{"zone": "1"}, AllowedUses: work},
-			{Name: "c6", CIDR: netip.MustParsePrefix("fd00::/121"), BlockSize: 124, NodeSelector: selector{}, AllowedUses: work},
+			{Name: "a4", CIDR: netip.MustParsePrefix("10.0.0.0/26"), BlockSize: 29, NodeSelector: selector{}, AllowedUses: both, VXLANMode: model.EncapAlways},
+			{Name: "b4", CIDR: netip.MustParsePrefix("10.0.1.0/27"), BlockSize: 30, NodeSelector: selector{"zone": "1"}, AllowedUses: both, IPIPMode: model.EncapCrossSubnet},
+			{Name: "c6", CIDR: netip.MustParsePrefix("fd00::/121"), BlockSize: 124, NodeSelector: selector{}, AllowedUses: both, VXLANMode: model.EncapCrossSubnet},
 			{Name: "d4", CIDR: netip.MustParsePrefix("10.0.2.0/28"), BlockSize: 30, NodeSelector: selector{}, AllowedUses: work, Manual: true},
+			{Name: "e4", CIDR: netip.MustParsePrefix("10.0.3.0/29"), BlockSize: 31, NodeSelector: selector{}, AllowedUses: []model.Use{model.UseTunnel}, IPIPMode: model.EncapAlways},
 		},
 		IPAM: model.IPAMConfig{AutoAllocateBlocks: true, MaxBlocksPerHost: 20, Cooldown: time.Duration(x.Seed%3) * 30 * time.Second},
 	}
@@ -169,12 +174,18 @@ func (x *walk) start(n *node) {
 		Node: n.name, Store: n.client, JournalDir: n.dir, Log: x.log, Now: x.clock,
 		Batch: time.Millisecond, Linger: time.Millisecond, Resync: time.Hour, BlockIdle: 20 * time.Second,
 		SyncFile: func(f *os.File) error { return n.sync(f) },
+		Tunnels: func(told [model.Tunnels]netip.Addr) {
+			if err := x.model.Told(n.name, told, x.rest, x.clock()); err != nil {
+				x.t.Error(err)
+			}
+		},
 	})
 	if err != nil {
 		x.t.Fatalf("%s: %v", n.name, err)
 	}
 	n.alloc = a
 	a.Set(x.snap)
+	a.SetTunnels(n.wish)
 	n.stop = func() {}
 	if x.Run {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -264,34 +275,43 @@ func (x *walk) step() {
 	n := x.pick()
 	r := x.rng.IntN(100)
 	switch {
-	case r < 55:
+	case r < 52:
 		x.burst()
-	case r < 62:
+	case r < 59:
 		x.note("gc %s", n.name)
 		x.gc(n)
-	case r < 70:
+	case r < 67:
 		x.note("crash %s", n.name)
 		x.crash(n)
-	case r < 80:
+	case r < 77:
 		resync := x.rng.IntN(2) == 0
 		x.note("flush %s %t", n.name, resync)
 		n.alloc.Flush(context.Background(), resync) // it may fail: faults are on
-	case r < 86:
+	case r < 83:
 		rate, away := []float64{0, 0.1, 0.4}[x.rng.IntN(3)], x.rng.IntN(4) == 0
 		delay := time.Duration(x.rng.IntN(2)) * 200 * time.Microsecond
 		x.note("faults %s %g %s %t", n.name, rate, delay, away)
 		x.faults(n, rate, delay, away)
-	case r < 89:
+	case r < 86:
 		bad := x.rng.IntN(2) == 0
 		x.note("disk %s %t", n.name, bad)
 		n.badDisk.Store(bad)
-	case r < 93:
+	case r < 90:
 		d := x.rng.Int64N(60)
 		x.note("clock +%d", d)
 		x.now.Add(d)
-	case r < 96:
+	case r < 93:
 		x.note("ghosts")
 		x.ghosts.Strike(x.rng, 0.5)
+	case r < 96:
+		n.wish = nil
+		for t := range model.Tunnel(model.Tunnels) {
+			if x.rng.IntN(2) == 0 {
+				n.wish = append(n.wish, t)
+			}
+		}
+		x.note("wish %s %v", n.name, n.wish)
+		n.alloc.SetTunnels(n.wish)
 	default:
 		x.change()
 	}
@@ -309,7 +329,7 @@ func (x *walk) change() {
 	s := *x.snap
 	s.Pools = slices.Clone(s.Pools)
 	p := &s.Pools[x.rng.IntN(len(s.Pools))]
-	switch x.rng.IntN(5) {
+	switch x.rng.IntN(7) {
 	case 0:
 		p.Disabled = !p.Disabled
 	case 1:
@@ -326,8 +346,20 @@ func (x *walk) change() {
 		s.IPAM.StrictAffinity = !s.IPAM.StrictAffinity
 	case 4:
 		s.IPAM.MaxBlocksPerHost = []int{1, 2, 20}[x.rng.IntN(3)]
+	case 5:
+		p.IPIPMode, p.VXLANMode = model.EncapNever, model.EncapNever
+		switch x.rng.IntN(3) {
+		case 0:
+			p.VXLANMode = model.EncapCrossSubnet
+		case 1:
+			p.IPIPMode = model.EncapAlways
+		}
+	case 6:
+		if p.Allows(model.UseWorkload) {
+			p.AllowedUses = []model.Use{model.UseWorkload, model.UseTunnel}[:1+x.rng.IntN(2)]
+		}
 	}
-	x.note("change %+v", s.IPAM)
+	x.note("change %s %+v", p.Name, s.IPAM)
 	x.snap = &s
 	for _, n := range x.nodes {
 		n.alloc.Set(x.snap)
@@ -465,9 +497,18 @@ func (x *walk) settle() {
 			}
 		}
 	}
-	blocks, endpoints := x.world()
-	if err := x.model.Settled(blocks, endpoints); err != nil {
-		x.t.Error(err)
+	x.compare()
+	for _, n := range x.nodes {
+		if x.Run {
+			break // the nodes move addresses meanwhile
+		}
+		if err := n.alloc.Flush(context.Background(), false); err != nil {
+			x.t.Errorf("%s: flush without any fault: %v", n.name, err)
+		}
+		blocks, _ := x.world()
+		if err := x.model.Served(n.name, n.wish, blocks, x.snap, x.clock()); err != nil {
+			x.t.Error(err)
+		}
 	}
 	n := x.pick()
 	req := x.request()
@@ -501,6 +542,22 @@ func (n *node) debts() []model.AttachmentKey {
 	return out
 }
 
+// compare holds the world against the model. Where nodes run in the background a tunnel may
+// find its address between two looks, so that several of them count.
+func (x *walk) compare() {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		blocks, endpoints := x.world()
+		err := x.model.Settled(blocks, endpoints)
+		if err == nil {
+			return
+		}
+		if !x.Run || time.Now().After(deadline) {
+			x.t.Error(err)
+			return
+		}
+	}
+}
+
 func (x *walk) world() ([]*ipam.Block, map[string][]model.Endpoint) {
 	blocks, err := ipam.Collect(x.nodes[0].client.Store.List(context.Background(), ipam.Query{}))
 	if err != nil {
@@ -513,9 +570,11 @@ func (x *walk) world() ([]*ipam.Block, map[string][]model.Endpoint) {
 	return blocks, endpoints
 }
 
-// drain ends all pods: nothing but a block with a stash for each node and pool may stay.
+// drain ends all pods and tunnels: nothing but a block with a stash for each node and pool may stay.
 func (x *walk) drain() {
 	for _, n := range x.nodes {
+		n.wish = nil
+		n.alloc.SetTunnels(nil)
 		for _, h := range x.model.Live(n.name) {
 			x.model.Dead(h, x.clock())
 			x.owe(n, h.Key)
@@ -544,10 +603,8 @@ func (x *walk) drain() {
 		}
 		x.now.Add(600)
 	}
-	blocks, endpoints := x.world()
-	if err := x.model.Settled(blocks, endpoints); err != nil {
-		x.t.Error(err)
-	}
+	x.compare()
+	blocks, _ := x.world()
 	count := map[string]int{}
 	for _, b := range blocks {
 		if len(b.Borrowers()) > 0 {
