@@ -20,6 +20,11 @@ import (
 //     given before this Node object existed, and of which its agent can know nothing when
 //     the journal is gone with the disk.
 //
+// Addresses of tunnels have no pod that could claim them. They are the name's, like the
+// stash: an agent of that name, with or without a journal, finds them by their handle, and
+// keeps or frees them. Where no Node bears the name they are left alone as long as pods are
+// bound to it, which show that the machine may be up and using them.
+//
 // In both cases the grace time passes first (a kubelet that registers again, a machine that
 // comes back), the second time of a Node that has been Ready all along, so that its agent
 // had the time to release what it knows; and no pod may claim the address.
@@ -76,8 +81,14 @@ func claimsOf(pods []corev1.Pod) claims {
 	return c
 }
 
+// hold reports whether somebody may be using a slot that the node has.
 func (c claims) hold(a netip.Addr, s ipam.Slot) bool {
-	return c.addrs[a] || s.Attrs[ipam.AttrPod] != "" && c.pods[s.Attrs[ipam.AttrNamespace]+"/"+s.Attrs[ipam.AttrPod]]
+	return c.addrs[a] || ownUse(s) && len(c.pods) > 0 || s.Attrs[ipam.AttrPod] != "" && c.pods[s.Attrs[ipam.AttrNamespace]+"/"+s.Attrs[ipam.AttrPod]]
+}
+
+// ownUse reports whether a node uses the address itself: it is that of a tunnel.
+func ownUse(s ipam.Slot) bool {
+	return s.Attrs[ipam.AttrPod] == "" && s.Attrs[ipam.AttrInterface] == "" && !strings.HasPrefix(s.Handle, ipam.StashPrefix)
 }
 
 // left reports whether a slot is one that the node left behind.
@@ -88,8 +99,8 @@ func left(s ipam.Slot, node string, p presence) bool {
 	if !p.exists {
 		return true
 	}
-	if s.Attrs[ipam.AttrPod] == "" && s.Attrs[ipam.AttrInterface] == "" || strings.HasPrefix(s.Handle, ipam.StashPrefix) {
-		return false // a tunnel's or the stash: the name's, whoever bears it
+	if ownUse(s) || strings.HasPrefix(s.Handle, ipam.StashPrefix) {
+		return false // the name's, whoever bears it
 	}
 	at, ok := timestamp(s.Attrs[ipam.AttrTimestamp])
 	return ok && at.Before(p.created.Add(-skew))

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	v3 "github.com/causeway-net/causeway/api/v3"
+	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/ipam"
 	"github.com/causeway-net/causeway/ipam/kube"
 	"github.com/causeway-net/causeway/ipam/manifest"
@@ -20,7 +21,7 @@ import (
 var t0 = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 
 // testBlock makes a block out of words, one for each slot: "-" is free, "n" is node n's
-// stash, "n/p" is pod p of node n given at t0, "n/p@1h" one given an hour after that, and
+// stash, "n~" is the address of node n's VXLAN tunnel, "n/p" is pod p of node n given at t0, "n/p@1h" one given an hour after that, and
 // "!x" has the handle x and no attributes.
 func testBlock(owner string, words string) *ipam.Block {
 	b := ipam.NewBlock(netip.MustParsePrefix("10.0.0.0/29"), owner, t0)
@@ -33,6 +34,9 @@ func testBlock(owner string, words string) *ipam.Block {
 		case w == "-":
 		case strings.HasPrefix(w, "!"):
 			take(b, i, w[1:], nil)
+		case strings.HasSuffix(w, "~"):
+			node := strings.TrimSuffix(w, "~")
+			take(b, i, ipam.TunnelHandle(model.TunnelVXLAN4, node), map[string]string{ipam.AttrNode: node, ipam.AttrType: "vxlanTunnelAddress"})
 		case !isPod:
 			take(b, i, ipam.StashPrefix+node, map[string]string{ipam.AttrNode: node})
 		default:
@@ -55,6 +59,8 @@ func text(b *ipam.Block) string {
 			out = append(out, "-")
 		case s.Attrs == nil:
 			out = append(out, "!"+s.Handle)
+		case s.Attrs[ipam.AttrType] == "vxlanTunnelAddress":
+			out = append(out, s.Attrs[ipam.AttrNode]+"~")
 		case s.Attrs[ipam.AttrPod] == "":
 			out = append(out, s.Attrs[ipam.AttrNode])
 		default:
@@ -97,12 +103,18 @@ func TestSweep(t *testing.T) {
 		"a pod that lives on, and the stash of its node":    {"a", "a a/p a/q", gone, pods("p="), "a: a a/p", 1},
 		"all of them live on":                               {"a", "a/p", gone, pods("p=10.0.0.0"), "", 1},
 		"an address without a holder that we know":          {"a", "!windows-reserved a/p", gone, claims{}, ": !windows-reserved", 0},
-		"nothing of it":                                     {"b", "b b/q -", gone, claims{}, "", 0},
-		"came back: blocks and stash are its own":           {"a", "a -", reborn, claims{}, "", 0},
-		"came back: a pod of before":                        {"a", "a/p a/q@40m", reborn, claims{}, "a: - a/q", 0},
-		"came back: borrowed before":                        {"b", "a/p b/q", reborn, claims{}, "b: - b/q", 0},
-		"came back: a pod of before that lives on":          {"a", "a/p", reborn, pods("p="), "", 1},
-		"came back: given while clocks may differ":          {"a", "a/p@29m55s", reborn, claims{}, "", 0},
+		"a tunnel":                                      {"a", "a~ a a/p", gone, claims{}, ":", 0},
+		"a borrowed tunnel":                             {"b", "a~ b~ b/q", gone, claims{}, "b: - b~ b/q", 0},
+		"a tunnel of a machine that may be up":          {"a", "a~ a a/p", gone, pods("q="), "a: a~ a", 1},
+		"a tunnel of a machine whose pods have all run": {"a", "a~", gone, pods("q=!"), ":", 0},
+		"came back: its tunnel":                         {"a", "a~ a/p", reborn, claims{}, "a: a~", 0},
+		"came back: its borrowed tunnel":                {"b", "a~ b~ a/p", reborn, claims{}, "b: a~ b~", 0},
+		"nothing of it":                                 {"b", "b b/q -", gone, claims{}, "", 0},
+		"came back: blocks and stash are its own":       {"a", "a -", reborn, claims{}, "", 0},
+		"came back: a pod of before":                    {"a", "a/p a/q@40m", reborn, claims{}, "a: - a/q", 0},
+		"came back: borrowed before":                    {"b", "a/p b/q", reborn, claims{}, "b: - b/q", 0},
+		"came back: a pod of before that lives on":      {"a", "a/p", reborn, pods("p="), "", 1},
+		"came back: given while clocks may differ":      {"a", "a/p@29m55s", reborn, claims{}, "", 0},
 	} {
 		b := testBlock(tc.owner, tc.slots)
 		was := text(b)
@@ -171,7 +183,7 @@ func TestSweepWalk(t *testing.T) {
 	for range 5000 {
 		var words, live []string
 		for i := range 8 {
-			w := pick("-", "a", "b", "a/p", "b/q", "a/r@2h", "!x")
+			w := pick("-", "a", "b", "a~", "b~", "a/p", "b/q", "a/r@2h", "!x")
 			if strings.Contains(w, "/") {
 				node, pod, _ := strings.Cut(w, "/")
 				pod, at, _ := strings.Cut(pod, "@")
