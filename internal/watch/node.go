@@ -26,6 +26,10 @@ const (
 	AnnotationVXLANTunnelMACAddrV6    = "projectcalico.org/VXLANTunnelMACAddrV6"
 )
 
+// NoAddress, as the value of an address annotation, says that the node has no address of that
+// family, whatever its InternalIPs are.
+const NoAddress = "none"
+
 // tunnelAnnotations are those of a node's end of each tunnel.
 var tunnelAnnotations = [model.Tunnels]struct{ addr, mac string }{
 	model.TunnelIPIP:   {addr: AnnotationIPv4IPIPTunnelAddr},
@@ -99,13 +103,17 @@ func exampleTunnel(t model.Tunnel) string {
 func annotation(name string) string { return ".metadata.annotations[" + name + "]" }
 
 // nodeAddress is the node's address of one family: the annotation with its mask, or the
-// first usable InternalIP with a full one.
+// first usable InternalIP with a full one; none where the annotation says so.
 func (c *checker) nodeAddress(n *corev1.Node, name string, v4 bool) netip.Prefix {
 	family := "IPv6"
 	if v4 {
 		family = "IPv4"
 	}
-	if v := n.Annotations[name]; v != "" { // one that is empty says nothing, as in Calico
+	v := n.Annotations[name]
+	if v == NoAddress {
+		return netip.Prefix{}
+	}
+	if v != "" { // one that is empty says nothing, as in Calico
 		p, err := parseInterfaceAddress(v)
 		switch {
 		case err != nil || p.Addr().Is4() != v4:

@@ -201,6 +201,7 @@ func TestNode(t *testing.T) {
 		{"status", node("n1", addresses("fe80::1", "10.0.0.1", "10.0.0.2", "fd00::1")), model.Node{Labels: host, IPv4: prefix("10.0.0.1/32"), IPv6: prefix("fd00::1/128")}, nil},
 		{"empty annotations", node("n1", addresses("10.0.0.1", "fd00::1"), annotate("IPv4Address", "", "IPv6Address", "fd00::9/64")),
 			model.Node{Labels: host, IPv4: prefix("10.0.0.1/32"), IPv6: prefix("fd00::9/64")}, nil},
+		{"no address of a family", node("n1", addresses("10.0.0.1", "fd00::1"), annotate("IPv6Address", "none")), model.Node{Labels: host, IPv4: prefix("10.0.0.1/32")}, nil},
 		{"dotted ASN", node("n1", annotate("ASNumber", "1.10")), model.Node{Labels: host, ASN: 65546}, nil},
 		{"largest ASN", node("n1", annotate("ASNumber", "4294967295")), model.Node{Labels: host, ASN: 4294967295}, nil},
 		{"bad ASN", node("n1", annotate("ASNumber", "4294967296")), model.Node{}, []string{`bad .metadata.annotations[projectcalico.org/ASNumber] is "4294967296"; must be an AS number`}},
