@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/causeway-net/causeway/internal/nodeaddr"
 	"github.com/causeway-net/causeway/internal/watch"
 )
 
@@ -13,50 +14,73 @@ import (
 type change struct {
 	annotation string
 	was        string // the annotation's value; empty without one
-	now        netip.Prefix
+	now        string // empty: it is removed
 }
 
-// moved reports whether the address itself is another one; a length that was learned or
-// corrected ends no session.
+// moved reports whether the node's address itself is another one, or gone; a length that was
+// learned or corrected ends no session.
 func (c change) moved() bool {
-	if c.was == "" {
+	if c.annotation != watch.AnnotationIPv4Address && c.annotation != watch.AnnotationIPv6Address || c.was == "" {
 		return false
 	}
-	p, err := netip.ParsePrefix(c.was)
-	if err != nil {
-		a, err := netip.ParseAddr(c.was)
-		return err != nil || a != c.now.Addr()
-	}
-	return p.Addr() != c.now.Addr()
+	was, known := parseAddress(c.was)
+	now, _ := parseAddress(c.now)
+	return !known && c.was != watch.NoAddress || was != now
 }
 
-// addresses decides on the address annotations: the first usable InternalIP of each family,
-// which is what internal/watch takes without annotations, with the length that the kernel
-// has. It returns the annotations as they will be, and those to write. An address that no
-// link of the node holds is an error, and what the annotation says stays; so does an
-// annotation whose family has no InternalIP, which a kubelet that just starts may not have
-// told yet: whoever changes a node to one family removes it.
-func addresses(n *corev1.Node, subnet func(netip.Addr) (netip.Prefix, error)) (want []netip.Prefix, changes []change, errs []error) {
-	for _, f := range []struct {
-		annotation string
-		is4        bool
-	}{{watch.AnnotationIPv4Address, true}, {watch.AnnotationIPv6Address, false}} {
+// parseAddress reads an address with or without a length.
+func parseAddress(s string) (netip.Addr, bool) {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p.Addr(), true
+	}
+	a, err := netip.ParseAddr(s)
+	return a, err == nil
+}
+
+// families are the two address annotations.
+var families = [2]struct {
+	annotation string
+	is4        bool
+}{{watch.AnnotationIPv4Address, true}, {watch.AnnotationIPv6Address, false}}
+
+// addresses decides on the address annotations, by the method of each family. It returns the
+// annotations as they will be, and those to write.
+//
+// kubernetes-internal-ip writes the first usable InternalIP, which is what internal/watch
+// takes without annotations, with the length that the kernel has. An address that no link of
+// the node holds is an error, and what the annotation says stays; so does an annotation whose
+// family has no InternalIP, which a kubelet that just starts may not have told yet: whoever
+// changes a node to one family removes it. A method that looks for the address writes what
+// was found; nothing found changes nothing. What somebody wrote by hand gives way in each
+// case: an address that is not the node's own cuts it off.
+func addresses(n *corev1.Node, methods [2]nodeaddr.Method, found [2]netip.Prefix, subnet func(netip.Addr) (netip.Prefix, error)) (want []netip.Prefix, changes []change, errs []error) {
+	for i, f := range families {
 		was := n.Annotations[f.annotation]
 		stays := func() {
 			if p, err := netip.ParsePrefix(was); err == nil {
 				want = append(want, p)
 			}
 		}
-		a := internalIP(n, f.is4)
-		if !a.IsValid() {
-			stays()
+		internal, p := internalIP(n, f.is4), found[i]
+		switch methods[i].Kind {
+		case nodeaddr.None:
+			now := ""
+			if internal.IsValid() {
+				now = watch.NoAddress
+			}
+			if was != now {
+				changes = append(changes, change{f.annotation, was, now})
+			}
 			continue
-		}
-		p, err := subnet(a)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("Node %s: annotation %s of InternalIP %s: %w", n.Name, f.annotation, a, err))
-			stays()
-			continue
+		case nodeaddr.KubernetesInternalIP:
+			if p = (netip.Prefix{}); !internal.IsValid() {
+				break
+			}
+			var err error
+			if p, err = subnet(internal); err != nil {
+				errs = append(errs, fmt.Errorf("Node %s: annotation %s of InternalIP %s: %w", n.Name, f.annotation, internal, err))
+				p = netip.Prefix{}
+			}
 		}
 		if !p.IsValid() {
 			stays()
@@ -64,7 +88,7 @@ func addresses(n *corev1.Node, subnet func(netip.Addr) (netip.Prefix, error)) (w
 		}
 		want = append(want, p)
 		if was != p.String() {
-			changes = append(changes, change{f.annotation, was, p})
+			changes = append(changes, change{f.annotation, was, p.String()})
 		}
 	}
 	return want, changes, errs

@@ -12,7 +12,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/causeway-net/causeway/internal/kubeapi"
-	"github.com/causeway-net/causeway/internal/watch"
 )
 
 // Clear takes back what a Reporter wrote to the Node, and returns what it did. A condition
@@ -26,19 +25,19 @@ func Clear(ctx context.Context, clients *kubeapi.Clients, name string) (done []s
 	if err != nil {
 		return nil, fmt.Errorf("Node %s: its annotations and condition stay: %w", name, err)
 	}
-	gone := map[string]any{}
-	for _, a := range []string{watch.AnnotationIPv4Address, watch.AnnotationIPv6Address} {
-		if _, ok := n.Annotations[a]; ok {
-			gone[a] = nil
+	var gone []change
+	for _, a := range owned {
+		if was, ok := n.Annotations[a]; ok {
+			gone = append(gone, change{a, was, ""})
 			done = append(done, fmt.Sprintf("annotation %s of Node %s removed", a, name))
 		}
 	}
 	if len(gone) > 0 {
-		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": gone}})
+		body, err := mergePatch(gone)
 		if err != nil {
 			return nil, err
 		}
-		if _, err := nodes.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: FieldManager}); err != nil {
+		if _, err := nodes.Patch(ctx, name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: FieldManager}); err != nil {
 			return nil, fmt.Errorf("Node %s: annotations: %w", name, err)
 		}
 	}

@@ -1,6 +1,6 @@
-// Package node owns what the agent writes about its own Node object: the address
-// annotations that Calico names, the condition NetworkUnavailable, and Kubernetes events on
-// the Node and on its pods. It reads one object, the Node, and writes only what changed.
+// Package node owns what the agent writes about its own Node object: the annotations that
+// Calico names, of its addresses and its ends of tunnels, the condition NetworkUnavailable,
+// and Kubernetes events on the Node and on its pods. It reads one object, the Node, and writes only what changed.
 package node
 
 import (
@@ -25,6 +25,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/causeway-net/causeway/internal/kubeapi"
+	"github.com/causeway-net/causeway/internal/model"
+	"github.com/causeway-net/causeway/internal/nodeaddr"
 	"github.com/causeway-net/causeway/internal/status"
 )
 
@@ -42,6 +44,9 @@ type Config struct {
 	// Subnet returns an address of this node with the length of its subnet, the zero
 	// Prefix while that is not known yet, or an error when no link has it. Required.
 	Subnet func(netip.Addr) (netip.Prefix, error)
+	// IPv4 and IPv6 say where the address of each family comes from: from the Node's
+	// InternalIPs (the zero value), or from SetAddresses, or that there is none.
+	IPv4, IPv6 nodeaddr.Method
 	// Restarted says that an agent ran here since the node booted: what the condition
 	// says stays until Grace has passed. Otherwise the node is down until Ready says not.
 	Restarted bool
@@ -55,10 +60,13 @@ type Reporter struct {
 	log    *slog.Logger
 	events *recorder
 	health health
+	wake   chan struct{} // buffered: there is something to look at
 
 	mu     sync.Mutex   // guards what follows
 	node   *corev1.Node // as last seen; nil before the first time, and while it is gone
 	status status.Network
+	found  [2]netip.Prefix                 // of IPv4 and IPv6, as SetAddresses was told
+	ends   *[model.Tunnels]model.TunnelEnd // nil until SetTunnels
 }
 
 // New makes a Reporter; nothing is sent yet.
@@ -80,7 +88,7 @@ func New(cfg Config) (*Reporter, error) {
 		cfg.Every = time.Second
 	}
 	return &Reporter{
-		cfg: cfg, log: cfg.Log.With("task", "node"), events: newRecorder(cfg.Clients.Core, cfg.Log),
+		cfg: cfg, log: cfg.Log.With("task", "node"), events: newRecorder(cfg.Clients.Core, cfg.Log), wake: make(chan struct{}, 1),
 		health: health{grace: cfg.Grace, restarted: cfg.Restarted},
 	}, nil
 }
@@ -103,13 +111,9 @@ func (r *Reporter) Run(ctx context.Context) error {
 	if err := r.events.start(ctx); err != nil {
 		return fmt.Errorf("node: events: %w", err)
 	}
-	changed := make(chan struct{}, 1)
 	seen := func(n *corev1.Node) {
 		r.take(n)
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
+		r.poke()
 	}
 	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: r.source(), ObjectType: &corev1.Node{}, Transform: slim,
@@ -156,9 +160,17 @@ func (r *Reporter) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-changed:
+		case <-r.wake:
 		case <-tick.C:
 		}
+	}
+}
+
+// poke asks for a look at the Node soon.
+func (r *Reporter) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -204,43 +216,7 @@ func (r *Reporter) step(ctx context.Context, now time.Time) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, kubeapi.RequestTimeout)
 	defer cancel()
-	return errors.Join(r.writeAddresses(ctx, n), r.writeCondition(ctx, n, why, now))
-}
-
-func (r *Reporter) writeAddresses(ctx context.Context, n *corev1.Node) error {
-	want, changes, errs := addresses(n, r.cfg.Subnet)
-	r.mu.Lock()
-	r.status.Addresses = want
-	r.mu.Unlock()
-	if len(changes) == 0 {
-		return errors.Join(errs...)
-	}
-	annotations := map[string]any{}
-	for _, c := range changes {
-		annotations[c.annotation] = c.now.String()
-	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": annotations}})
-	if err != nil {
-		return err
-	}
-	written, err := r.cfg.Clients.Core.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: FieldManager})
-	if err != nil {
-		return errors.Join(append(errs, fmt.Errorf("Node %s: annotations: %w", n.Name, err))...)
-	}
-	r.take(written)
-	for _, c := range changes {
-		if !c.moved() {
-			r.log.Info("node address", "annotation", c.annotation, "address", c.now)
-			continue
-		}
-		r.mu.Lock()
-		r.status.AddressChanges++
-		r.mu.Unlock()
-		r.log.Warn("the node's address changed; BGP sessions start anew", "annotation", c.annotation, "was", c.was, "address", c.now)
-		r.NodeEvent(corev1.EventTypeWarning, "NodeAddressChanged",
-			fmt.Sprintf("The node's address changed from %s to %s: its InternalIP did. BGP sessions start anew.", c.was, c.now))
-	}
-	return errors.Join(errs...)
+	return errors.Join(r.writeAnnotations(ctx, n), r.writeCondition(ctx, n, why, now))
 }
 
 func (r *Reporter) writeCondition(ctx context.Context, n *corev1.Node, why error, now time.Time) error {

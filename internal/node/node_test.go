@@ -12,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/causeway-net/causeway/internal/model"
+	"github.com/causeway-net/causeway/internal/nodeaddr"
 	"github.com/causeway-net/causeway/internal/watch"
 )
 
@@ -126,36 +128,61 @@ func TestAddresses(t *testing.T) {
 			return netip.MustParsePrefix(p), nil
 		}
 	}
+	type notes = map[string]string
 	for name, c := range map[string]struct {
+		methods     string // of both families; empty: kubernetes-internal-ip
+		found       string // of IPv4
 		internal    []string
-		annotations map[string]string
+		annotations notes
 		want        []string
 		writes      []string // "annotation value", with "moved" when it did
 		err         string
 	}{
-		"first":                {[]string{"10.0.0.1"}, nil, []string{"10.0.0.1/24"}, []string{a4 + " 10.0.0.1/24"}, ""},
-		"dual stack":           {[]string{"fd00::1", "10.0.0.1", "10.0.0.2"}, nil, []string{"10.0.0.1/24", "fd00::1/64"}, []string{a4 + " 10.0.0.1/24", a6 + " fd00::1/64"}, ""},
-		"as it should be":      {[]string{"10.0.0.1"}, map[string]string{a4: "10.0.0.1/24"}, []string{"10.0.0.1/24"}, nil, ""},
-		"the length was wrong": {[]string{"10.0.0.1"}, map[string]string{a4: "10.0.0.1"}, []string{"10.0.0.1/24"}, []string{a4 + " 10.0.0.1/24"}, ""},
-		"moved":                {[]string{"10.0.0.2"}, map[string]string{a4: "10.0.0.1/24"}, []string{"10.0.0.2/32"}, []string{a4 + " 10.0.0.2/32 moved"}, ""},
-		"moved to nowhere":     {[]string{"192.0.2.7"}, map[string]string{a4: "10.0.0.1/24"}, []string{"10.0.0.1/24"}, nil, "192.0.2.7: no link"},
-		"links not read yet":   {[]string{"10.0.0.9"}, nil, nil, nil, ""},
-		"no InternalIP yet":    {nil, map[string]string{a4: "10.0.0.1/24"}, []string{"10.0.0.1/24"}, nil, ""},
-		"unusable ones":        {[]string{"127.0.0.1", "169.254.1.1", "fe80::1", "nonsense", "10.0.0.1"}, nil, []string{"10.0.0.1/24"}, []string{a4 + " 10.0.0.1/24"}, ""},
-		"nonsense before":      {[]string{"10.0.0.1"}, map[string]string{a4: "x"}, []string{"10.0.0.1/24"}, []string{a4 + " 10.0.0.1/24 moved"}, ""},
+		"first":                {internal: []string{"10.0.0.1"}, want: []string{"10.0.0.1/24"}, writes: []string{a4 + " 10.0.0.1/24"}},
+		"dual stack":           {internal: []string{"fd00::1", "10.0.0.1", "10.0.0.2"}, want: []string{"10.0.0.1/24", "fd00::1/64"}, writes: []string{a4 + " 10.0.0.1/24", a6 + " fd00::1/64"}},
+		"as it should be":      {internal: []string{"10.0.0.1"}, annotations: notes{a4: "10.0.0.1/24"}, want: []string{"10.0.0.1/24"}},
+		"the length was wrong": {internal: []string{"10.0.0.1"}, annotations: notes{a4: "10.0.0.1"}, want: []string{"10.0.0.1/24"}, writes: []string{a4 + " 10.0.0.1/24"}},
+		"moved":                {internal: []string{"10.0.0.2"}, annotations: notes{a4: "10.0.0.1/24"}, want: []string{"10.0.0.2/32"}, writes: []string{a4 + " 10.0.0.2/32 moved"}},
+		"moved to nowhere":     {internal: []string{"192.0.2.7"}, annotations: notes{a4: "10.0.0.1/24"}, want: []string{"10.0.0.1/24"}, err: "192.0.2.7: no link"},
+		"links not read yet":   {internal: []string{"10.0.0.9"}},
+		"no InternalIP yet":    {annotations: notes{a4: "10.0.0.1/24"}, want: []string{"10.0.0.1/24"}},
+		"unusable ones":        {internal: []string{"127.0.0.1", "169.254.1.1", "fe80::1", "nonsense", "10.0.0.1"}, want: []string{"10.0.0.1/24"}, writes: []string{a4 + " 10.0.0.1/24"}},
+		"nonsense before":      {internal: []string{"10.0.0.1"}, annotations: notes{a4: "x"}, want: []string{"10.0.0.1/24"}, writes: []string{a4 + " 10.0.0.1/24 moved"}},
+		"by hand":              {internal: []string{"10.0.0.1"}, annotations: notes{a4: "192.0.2.7/24"}, want: []string{"10.0.0.1/24"}, writes: []string{a4 + " 10.0.0.1/24 moved"}},
+
+		"found":                    {methods: "first-found", found: "10.1.0.1/16", internal: []string{"10.0.0.1"}, want: []string{"10.1.0.1/16"}, writes: []string{a4 + " 10.1.0.1/16"}},
+		"found another":            {methods: "first-found", found: "10.1.0.1/16", annotations: notes{a4: "10.0.0.1/24"}, want: []string{"10.1.0.1/16"}, writes: []string{a4 + " 10.1.0.1/16 moved"}},
+		"found what stands":        {methods: "first-found", found: "10.1.0.1/16", annotations: notes{a4: "10.1.0.1/16"}, want: []string{"10.1.0.1/16"}},
+		"nothing found":            {methods: "first-found", internal: []string{"10.0.0.1"}, annotations: notes{a4: "10.1.0.1/16"}, want: []string{"10.1.0.1/16"}},
+		"nothing found, nor known": {methods: "first-found", internal: []string{"10.0.0.1"}},
+		"found, not asked for":     {found: "10.1.0.1/16", internal: []string{"10.0.0.1"}, want: []string{"10.0.0.1/24"}, writes: []string{a4 + " 10.0.0.1/24"}},
+
+		"none":                    {methods: "none", found: "10.1.0.1/16", internal: []string{"10.0.0.1"}, writes: []string{a4 + " none"}},
+		"none any more":           {methods: "none", internal: []string{"10.0.0.1"}, annotations: notes{a4: "10.0.0.1/24"}, writes: []string{a4 + " none moved"}},
+		"none, as it stands":      {methods: "none", internal: []string{"10.0.0.1"}, annotations: notes{a4: "none"}},
+		"none, nor an InternalIP": {methods: "none", annotations: notes{a4: "10.0.0.1/24", a6: ""}, writes: []string{a4 + "  moved"}},
+		"none before":             {internal: []string{"10.0.0.1"}, annotations: notes{a4: "none"}, want: []string{"10.0.0.1/24"}, writes: []string{a4 + " 10.0.0.1/24 moved"}},
 	} {
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: c.annotations}}
 		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "10.0.0.2"}, {Type: corev1.NodeExternalIP, Address: "10.0.0.2"}}
 		for _, a := range c.internal {
 			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
 		}
-		got, changes, errs := addresses(n, subnet)
+		method, err := nodeaddr.Parse(c.methods, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var found [2]netip.Prefix
+		if c.found != "" {
+			found[0] = netip.MustParsePrefix(c.found)
+		}
+		got, changes, errs := addresses(n, [2]nodeaddr.Method{method, method}, found, subnet)
 		var want, writes []string
 		for _, p := range got {
 			want = append(want, p.String())
 		}
 		for _, ch := range changes {
-			s := ch.annotation + " " + ch.now.String()
+			s := ch.annotation + " " + ch.now
 			if ch.moved() {
 				s += " moved"
 			}
@@ -167,5 +194,50 @@ func TestAddresses(t *testing.T) {
 		if err := errors.Join(errs...); (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%s: %v, want %q", name, err, c.err)
 		}
+	}
+}
+
+// TestTunnelChanges: what an end does not say is removed, what stands is left, and nothing is
+// touched before the ends are known.
+func TestTunnelChanges(t *testing.T) {
+	const note = "projectcalico.org/"
+	a := netip.MustParseAddr
+	ends := [model.Tunnels]model.TunnelEnd{
+		model.TunnelIPIP:   {Addr: a("10.244.0.1"), MAC: "66:00:00:00:00:01"}, // which no IPIP device has
+		model.TunnelVXLAN4: {Addr: a("10.244.0.2"), MAC: "66:00:00:00:00:02"},
+		model.TunnelVXLAN6: {Addr: a("fd00::3"), MAC: "66:00:00:00:00:03"},
+	}
+	all := map[string]string{
+		note + "IPv4IPIPTunnelAddr":   "10.244.0.1",
+		note + "IPv4VXLANTunnelAddr":  "10.244.0.2",
+		note + "VXLANTunnelMACAddr":   "66:00:00:00:00:02",
+		note + "IPv6VXLANTunnelAddr":  "fd00::3",
+		note + "VXLANTunnelMACAddrV6": "66:00:00:00:00:03",
+	}
+	n := func(annotations map[string]string) *corev1.Node {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: annotations}}
+	}
+	body := func(changes []change) string {
+		b, err := mergePatch(changes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if got := tunnelChanges(n(all), nil); got != nil {
+		t.Errorf("before the ends are known: %v", got)
+	}
+	if got := tunnelChanges(n(all), &ends); got != nil {
+		t.Errorf("as it should be: %v", got)
+	}
+	if got, want := body(tunnelChanges(n(nil), &ends)), `{"metadata":{"annotations":{"projectcalico.org/IPv4IPIPTunnelAddr":"10.244.0.1","projectcalico.org/IPv4VXLANTunnelAddr":"10.244.0.2","projectcalico.org/IPv6VXLANTunnelAddr":"fd00::3","projectcalico.org/VXLANTunnelMACAddr":"66:00:00:00:00:02","projectcalico.org/VXLANTunnelMACAddrV6":"66:00:00:00:00:03"}}}`; got != want {
+		t.Errorf("first: %s", got)
+	}
+	ends = [model.Tunnels]model.TunnelEnd{model.TunnelVXLAN4: {Addr: a("10.244.0.9"), MAC: "66:00:00:00:00:02"}}
+	if got, want := body(tunnelChanges(n(all), &ends)), `{"metadata":{"annotations":{"projectcalico.org/IPv4IPIPTunnelAddr":null,"projectcalico.org/IPv4VXLANTunnelAddr":"10.244.0.9","projectcalico.org/IPv6VXLANTunnelAddr":null,"projectcalico.org/VXLANTunnelMACAddrV6":null}}}`; got != want {
+		t.Errorf("one tunnel is left: %s", got)
+	}
+	if got, want := body(tunnelChanges(n(map[string]string{note + "VXLANTunnelMACAddrV6": ""}), new([model.Tunnels]model.TunnelEnd))), `{"metadata":{"annotations":{"projectcalico.org/VXLANTunnelMACAddrV6":null}}}`; got != want {
+		t.Errorf("an empty annotation: %s", got)
 	}
 }
