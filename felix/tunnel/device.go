@@ -127,7 +127,9 @@ func compile(d model.TunnelDevice) *target {
 }
 
 // compilePeers takes the peers that can be programmed. Of two that contradict each other
-// the first by name counts, so that every node decides alike.
+// the first by name counts, so that every node decides alike. A node may be there several
+// times with different addresses, while routes move from one to the other; its first
+// underlay counts.
 func (t *target) compilePeers(d model.TunnelDevice) {
 	t.fdb, t.neigh = make(map[mac]netip.Addr, len(d.Peers)), make(map[netip.Addr]mac, len(d.Peers))
 	byMAC, byAddr := make(map[mac]string, len(d.Peers)), make(map[netip.Addr]string, len(d.Peers))
@@ -147,7 +149,7 @@ func (t *target) compilePeers(d model.TunnelDevice) {
 			wrong("node address %v: must be an %s unicast address", p.Underlay, family(t.kind))
 		case !fits(t.kind, p.Addr):
 			wrong("tunnel address %v: must be an %s unicast address", p.Addr, family(t.kind))
-		case dupMAC:
+		case dupMAC && sameMAC != p.Node:
 			wrong("MAC %s is that of peer %s too; left out", m, sameMAC)
 		case dupAddr:
 			wrong("tunnel address %s is that of peer %s too; left out", p.Addr, sameAddr)
@@ -157,8 +159,11 @@ func (t *target) compilePeers(d model.TunnelDevice) {
 			wrong("tunnel address %s is this node's own; left out", p.Addr)
 		default:
 			byMAC[m], byAddr[p.Addr] = p.Node, p.Node
-			t.fdb[m], t.neigh[p.Addr] = p.Underlay, m
-			t.peers = append(t.peers, peer{p.Node, p.Underlay, p.Addr, m})
+			if !dupMAC {
+				t.fdb[m] = p.Underlay
+			}
+			t.neigh[p.Addr] = m
+			t.peers = append(t.peers, peer{p.Node, t.fdb[m], p.Addr, m})
 		}
 	}
 }

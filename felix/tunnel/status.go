@@ -27,7 +27,8 @@ type Status struct {
 // statusMost bounds the errors of a Status; the count tells the rest.
 const statusMost = 100
 
-// Status tells of every device that is wanted, and of those that cannot be removed.
+// Status tells of every device that is wanted, and of those that stay although they are not:
+// kept (Keep), or impossible to remove.
 func (d *Devices) Status() []Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -43,8 +43,9 @@ type Devices struct {
 
 	mu     sync.Mutex
 	want   [kinds]*target // nil: not wanted
-	wanted int            // counts Set; 0: nothing was ever wanted, and nothing is touched
-	done   int            // the last Set that was carried out, or failed
+	keep   bool           // devices that are not wanted stay as they are
+	wanted int            // counts Set and Keep; 0: nothing was ever wanted, and nothing is touched
+	done   int            // the last of them that was carried out, or failed
 	err    error          // of the last round
 	status []Status
 	round  chan struct{} // closed when a round ends
@@ -115,6 +116,16 @@ func (d *Devices) Set(devices []model.TunnelDevice) {
 	d.loop.Poke()
 }
 
+// Keep says whether devices of ours that Set leaves out stay as they are, for as long as
+// something may still come or go through them. Status lists those too. It does not wait.
+func (d *Devices) Keep(on bool) {
+	d.mu.Lock()
+	d.keep = on
+	d.wanted++
+	d.mu.Unlock()
+	d.loop.Poke()
+}
+
 // Wait blocks until everything that was set before the call is in the kernel. Otherwise its
 // error says what is not, by device and peer; it is retried nevertheless. Only Run makes
 // it come true.
@@ -176,7 +187,7 @@ func (d *Devices) closeKernel() {
 // apply brings every device as near to what is wanted as it can.
 func (d *Devices) apply(ctx context.Context, resync bool) error {
 	d.mu.Lock()
-	want, version := d.want, d.wanted
+	want, keep, version := d.want, d.keep, d.wanted
 	d.mu.Unlock()
 	if version == 0 {
 		d.inbox.take(&d.devices) // the first round reads all there is
@@ -202,6 +213,12 @@ func (d *Devices) apply(ctx context.Context, resync bool) error {
 			if resync {
 				dev.doubt = doubtAll
 			}
+			if keep && !wanted {
+				if err := d.refresh(dev); err != nil {
+					errs[k] = []error{fmt.Errorf("%s: %w", dev.kind.Device(), err)}
+				}
+				continue
+			}
 			errs[k] = d.converge(ctx, dev)
 		}
 	}
@@ -215,7 +232,7 @@ func (d *Devices) apply(ctx context.Context, resync bool) error {
 			errs[k] = append(errs[k], want[k].problems...)
 		}
 		all = append(all, errs[k]...)
-		if want[k] != nil || len(errs[k]) > 0 {
+		if want[k] != nil || len(errs[k]) > 0 || d.devices[k].ours() {
 			status = append(status, d.devices[k].status(errs[k]))
 		}
 	}
@@ -233,6 +250,12 @@ func (d *Devices) publish(version int, err error) {
 	d.done, d.err = version, err
 	close(d.round)
 	d.round = make(chan struct{})
+}
+
+// ours reports whether the link that was last read is one of ours.
+func (dev *device) ours() bool {
+	l := dev.got.link
+	return l != nil && l.kind == linkKind(dev.kind) && (dev.kind != model.TunnelIPIP || l.alias == alias)
 }
 
 // rounds bounds how often one pass reads and writes a device: once, once more after the link
