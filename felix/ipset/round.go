@@ -1,0 +1,398 @@
+package ipset
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	// attempts bounds how often one round reads a set and tries again.
+	attempts = 8
+	// The wait after the failure of one set, while others may poke the loop often.
+	minRetry = 100 * time.Millisecond
+	maxRetry = 30 * time.Second
+)
+
+// look reads what stands in the kernel, as far as it is time to: everything at a resync and
+// after trouble, headers every now and then.
+func (r *Reconciler) look(ctx context.Context, now time.Time, resync bool) error {
+	resync = resync || !r.known
+	if !resync && now.Sub(r.looked) < r.every {
+		return nil
+	}
+	headers, err := r.kernel.Headers(ctx)
+	if err != nil {
+		return err
+	}
+	// A hundredth of the time at most goes into looking.
+	r.looked, r.every = now, max(r.cfg.Glance, 100*time.Since(now))
+	there := make(map[string]*Header, len(headers))
+	for i := range headers {
+		h := &headers[i]
+		if r.cfg.prefix(h.Name) == "" {
+			continue
+		}
+		there[h.Name] = h
+		s := r.sets[h.Name]
+		if s == nil {
+			s = newSet(h.Name)
+			s.released = strings.HasSuffix(h.Name, newSuffix)
+			r.sets[h.Name] = s
+		}
+		r.meet(s, h, resync)
+	}
+	for name, s := range r.sets {
+		if there[name] != nil {
+			continue
+		}
+		if s.header != nil && s.wanted() {
+			r.healed++
+			r.log.Info("a set was destroyed by somebody else", "set", name)
+		}
+		if s.header != nil || !s.read {
+			s.lost()
+		}
+		r.dirty[s] = struct{}{}
+	}
+	r.known = true
+	return nil
+}
+
+// meet compares a header with what is known of its set.
+func (r *Reconciler) meet(s *set, h *Header, resync bool) {
+	old := s.header
+	s.header = h
+	switch {
+	case !s.wanted() && s.invalid == nil:
+		// Its members are of no interest. A rule may have let go of it.
+		s.read = false
+		r.dirty[s] = struct{}{}
+	case resync, old == nil, old.Type != h.Type, old.Family != h.Family, old.Odd != h.Odd, h.Elements != s.haves:
+		s.read = false
+		r.dirty[s] = struct{}{}
+	}
+	if resync {
+		s.refused, s.full = nil, false
+	}
+}
+
+// bring makes the dirty sets what they should be. Its error is about the way to the kernel.
+func (r *Reconciler) bring(ctx context.Context, now time.Time) error {
+	var work []*set
+	for s := range r.dirty {
+		s.fresh = false
+		if !now.Before(s.retry) {
+			s.err = nil
+			work = append(work, s)
+		}
+	}
+	slices.SortFunc(work, func(a, b *set) int { return strings.Compare(a.name, b.name) })
+	for n := 0; len(work) > 0; n++ {
+		if n == attempts { // a mistake here must not spin
+			for _, s := range work {
+				r.fail(s, now, errors.New("several attempts did not bring it to the desired state"))
+			}
+			break
+		}
+		if err := r.readMembers(ctx, work); err != nil {
+			return err
+		}
+		if err := r.write(ctx, work, now); err != nil {
+			return err
+		}
+		work = slices.DeleteFunc(work, func(s *set) bool { return r.settled(s, now) })
+	}
+	return nil
+}
+
+// settled reports that nothing more can be done for a set in this round, and forgets it as
+// dirty when it is as wanted.
+func (r *Reconciler) settled(s *set, now time.Time) bool {
+	switch {
+	case s.err != nil:
+		return true
+	case s.invalid != nil:
+		r.fail(s, now, s.invalid)
+		return true
+	case !s.wanted():
+		if s.header == nil {
+			delete(r.sets, s.name)
+		}
+		delete(r.dirty, s)
+		return true
+	case s.header == nil || !s.read || !s.fits(s.wants):
+		return false
+	}
+	add, del := s.delta()
+	if len(add)+len(del) > 0 {
+		return false
+	}
+	if err := s.leftOut(); err != nil {
+		r.fail(s, now, err)
+		return true
+	}
+	s.failures = 0
+	delete(r.dirty, s)
+	return true
+}
+
+// fail leaves a set for a later round.
+func (r *Reconciler) fail(s *set, now time.Time, err error) {
+	s.err = fmt.Errorf("ipset %s: %w", s.name, err)
+	s.retry = now.Add(min(minRetry<<min(s.failures, 10), maxRetry))
+	s.failures++
+}
+
+// readMembers reads the sets whose members are not known.
+func (r *Reconciler) readMembers(ctx context.Context, work []*set) error {
+	for _, s := range work {
+		if s.read || !s.wanted() {
+			continue
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		in := reading{s: s}
+		err := r.kernel.List(ctx, s.name, in.begin, in.member)
+		if errors.Is(err, ErrNotExist) {
+			s.lost()
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("ipset %s: %w", s.name, err)
+		}
+		if drift := in.end(); drift > 0 {
+			r.healed += uint64(drift)
+			r.log.Info("a set was changed by somebody else", "set", s.name, "members", drift)
+		}
+	}
+	return nil
+}
+
+// step is a command and what comes of it.
+type step struct {
+	command Command
+	done    func(error)
+}
+
+// run applies steps; only sets whose steps are among them change.
+func (r *Reconciler) run(ctx context.Context, steps []step) error {
+	if len(steps) == 0 {
+		return nil
+	}
+	commands := make([]Command, len(steps))
+	for i := range steps {
+		commands[i] = steps[i].command
+	}
+	results, err := r.kernel.Apply(ctx, commands)
+	if err != nil {
+		return err
+	}
+	for i := range steps {
+		if results[i] == nil {
+			switch commands[i].Verb {
+			case Create, Destroy:
+				r.written++
+			case Add, Del:
+				r.written += uint64(len(commands[i].Members))
+			}
+		}
+		steps[i].done(results[i])
+	}
+	return nil
+}
+
+// write makes one attempt at all sets: whatever is added first, then what is taken away,
+// then the sets that go.
+func (r *Reconciler) write(ctx context.Context, work []*set, now time.Time) error {
+	var grow, shrink, leave []step
+	var broken []*set
+	for _, s := range work {
+		switch {
+		case s.err != nil || s.invalid != nil:
+		case !s.wanted():
+			if s.header != nil && s.header.References == 0 && (s.released || r.synced) {
+				leave = append(leave, r.destroy(s, now))
+			}
+		case s.header == nil:
+			grow = append(grow, r.create(s, now)...)
+		default:
+			add, del := s.delta()
+			if !s.fits(s.haves + len(add)) {
+				broken = append(broken, s)
+				continue
+			}
+			if len(add) > 0 {
+				grow = append(grow, r.add(s, add, now))
+			}
+			if len(del) > 0 {
+				shrink = append(shrink, r.del(s, del, now))
+			}
+		}
+	}
+	for _, steps := range [][]step{grow, shrink, leave} {
+		if err := r.run(ctx, steps); err != nil {
+			return err
+		}
+	}
+	for _, s := range broken {
+		if err := r.rebuild(ctx, s, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Reconciler) create(s *set, now time.Time) []step {
+	keys := s.all()
+	max := limit(r.cfg.MaxElem, len(keys))
+	h := Header{Name: s.name, Type: s.kind.typ, Family: s.kind.family, MaxElem: max}
+	steps := []step{{
+		Command{Verb: Create, Name: s.name, Type: h.Type, Family: h.Family, MaxElem: max, Size: len(keys)},
+		func(err error) {
+			switch {
+			case err == nil:
+				s.header, s.read, s.seen = &h, true, true
+			case errors.Is(err, ErrExist):
+				s.read = false
+			default:
+				r.fail(s, now, err)
+			}
+		},
+	}}
+	if len(keys) > 0 {
+		steps = append(steps, r.add(s, keys, now))
+	}
+	return steps
+}
+
+func (r *Reconciler) add(s *set, keys []key, now time.Time) step {
+	return step{Command{Verb: Add, Name: s.name, Family: s.kind.family, Type: s.kind.typ, Members: s.texts(keys)}, func(err error) {
+		if err == nil {
+			for _, k := range keys {
+				s.put(k, have, 0)
+			}
+			return
+		}
+		r.misfit(s, keys, now, err)
+	}}
+}
+
+func (r *Reconciler) del(s *set, keys []key, now time.Time) step {
+	return step{Command{Verb: Del, Name: s.name, Family: s.kind.family, Type: s.kind.typ, Members: s.texts(keys)}, func(err error) {
+		if err != nil {
+			r.misfit(s, keys, now, err)
+			return
+		}
+		for _, k := range keys {
+			s.put(k, 0, have)
+		}
+	}}
+}
+
+// misfit notes that a set did not take its change: it is read again, and when that shows it
+// as it was known to be, the member is to blame.
+func (r *Reconciler) misfit(s *set, keys []key, now time.Time, err error) {
+	var no *MemberError
+	switch {
+	case errors.Is(err, ErrFull):
+		s.full = true
+	case errors.As(err, &no) && s.fresh:
+		if s.refused == nil {
+			s.refused = map[key]error{}
+		}
+		s.refused[keys[no.Index]] = no.Err
+	case s.fresh && s.err == nil && !errors.Is(err, ErrNotExist):
+		r.fail(s, now, err)
+	}
+	s.read = false
+}
+
+func (r *Reconciler) destroy(s *set, now time.Time) step {
+	return step{Command{Verb: Destroy, Name: s.name}, func(err error) {
+		switch {
+		case err == nil || errors.Is(err, ErrNotExist):
+			s.lost()
+		case errors.Is(err, ErrBusy): // the headers tell when to try again
+			s.header.References = 1
+		default:
+			r.fail(s, now, fmt.Errorf("cannot be destroyed: %w", err))
+		}
+	}}
+}
+
+// rebuild makes a set that cannot be mended in place: beside the old one, with all its
+// members, and swapped in. One of another type cannot be swapped; it goes first, if it can.
+func (r *Reconciler) rebuild(ctx context.Context, s *set, now time.Time) error {
+	if s.header.Type != s.kind.typ || s.header.Family != s.kind.family {
+		was := *s.header
+		return r.run(ctx, []step{{Command{Verb: Destroy, Name: s.name}, func(err error) {
+			switch {
+			case err == nil || errors.Is(err, ErrNotExist):
+				s.lost()
+			default:
+				r.fail(s, now, fmt.Errorf("it stands in the kernel with type %s of %s and must be %s of %s, but cannot be destroyed: %w",
+					was.Type, was.Family, s.kind.typ, s.kind.family, err))
+			}
+		}}})
+	}
+	temp := r.cfg.prefix(s.name) + newSuffix
+	keys := s.all()
+	least := r.cfg.MaxElem
+	if s.full {
+		least = max(least, 2*s.header.MaxElem)
+	}
+	h := Header{Name: s.name, Type: s.kind.typ, Family: s.kind.family, MaxElem: limit(least, len(keys))}
+	var failed error
+	note := func(err error) {
+		if failed == nil {
+			failed = err
+		}
+	}
+	steps := []step{
+		{Command{Verb: Destroy, Name: temp}, func(error) {}},
+		{Command{Verb: Create, Name: temp, Type: h.Type, Family: h.Family, MaxElem: h.MaxElem, Size: len(keys)}, note},
+	}
+	if len(keys) > 0 {
+		steps = append(steps, step{Command{Verb: Add, Name: temp, Family: h.Family, Type: h.Type, Members: s.texts(keys)}, note})
+	}
+	if err := r.run(ctx, steps); err != nil {
+		return err
+	}
+	if failed == nil {
+		swap := step{Command{Verb: Swap, Name: temp, With: s.name}, note}
+		if err := r.run(ctx, []step{swap, {Command{Verb: Destroy, Name: temp}, func(error) {}}}); err != nil {
+			return err
+		}
+	} else if err := r.run(ctx, []step{{Command{Verb: Destroy, Name: temp}, func(error) {}}}); err != nil {
+		return err
+	}
+	var no *MemberError
+	switch {
+	case failed == nil:
+		if s.header.Odd {
+			r.healed++
+		}
+		s.header, s.full, s.read = &h, false, true
+		s.clearAll(have)
+		for _, k := range keys {
+			s.put(k, have, 0)
+		}
+		r.log.Info("a set was built anew and swapped in", "set", s.name, "members", len(keys), "limit", h.MaxElem)
+	case errors.Is(failed, ErrFull):
+		s.full = true
+		s.header.MaxElem = h.MaxElem
+	case errors.As(failed, &no):
+		s.fresh = true // nobody else writes to the new one
+		r.misfit(s, keys, now, failed)
+	case errors.Is(failed, ErrNotExist) || errors.Is(failed, ErrMismatch):
+		s.read = false // the old one is another one now
+	default:
+		r.fail(s, now, fmt.Errorf("building it anew: %w", failed))
+	}
+	return nil
+}
