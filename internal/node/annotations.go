@@ -129,7 +129,7 @@ func (r *Reporter) writeAnnotations(ctx context.Context, n *corev1.Node) error {
 		r.status.AddressChanges++
 		r.mu.Unlock()
 		r.log.Warn("the node's address changed; BGP sessions start anew", "annotation", c.annotation, "was", c.was, "address", now, "method", method.String())
-		r.NodeEvent(corev1.EventTypeWarning, "NodeAddressChanged",
+		r.nodeEvent(corev1.EventTypeWarning, "NodeAddressChanged", "Move to "+now, // each of its own
 			fmt.Sprintf("The node's address changed from %s to %s (%s). BGP sessions start anew; pods go on.", c.was, now, why(method)))
 	}
 	return errors.Join(errs...)

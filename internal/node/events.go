@@ -84,14 +84,18 @@ func (r *recorder) send(about *corev1.ObjectReference, kind, reason, action, not
 
 // NodeEvent sends an event about this Node; kind is corev1.EventTypeNormal or
 // EventTypeWarning. It never blocks.
-func (r *Reporter) NodeEvent(kind, reason, note string) {
+func (r *Reporter) NodeEvent(kind, reason, note string) { r.nodeEvent(kind, reason, "Network", note) }
+
+// nodeEvent is NodeEvent with an action. Events of one reason and action that come within
+// minutes are one object, with the first one's note and a count.
+func (r *Reporter) nodeEvent(kind, reason, action, note string) {
 	uid := types.UID(r.cfg.Node) // as the kubelet's events have it
 	r.mu.Lock()
 	if r.node != nil {
 		uid = r.node.UID
 	}
 	r.mu.Unlock()
-	r.events.send(&corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: r.cfg.Node, UID: uid}, kind, reason, "Network", note)
+	r.events.send(&corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: r.cfg.Node, UID: uid}, kind, reason, action, note)
 }
 
 // PodEvent sends an event about a pod of this node. It never blocks.

@@ -37,10 +37,13 @@ func TestNodes(t *testing.T) {
 	}{
 		{"own annotations", own, `{"metadata":{"annotations":{"projectcalico.org/IPv4Address":"192.0.2.1/24","causeway-net.github.io/x":"y"}}}`, mergePatch, nil, ""},
 		{"own annotations changed and removed", own, `{"metadata":{"annotations":{"projectcalico.org/IPv4Address":"192.0.2.2/24","causeway-net.github.io/x":null}}}`, mergePatch, nil, ""},
+		{"own ends of tunnels", own, `{"metadata":{"annotations":{"projectcalico.org/IPv4IPIPTunnelAddr":"10.244.0.1","projectcalico.org/IPv4VXLANTunnelAddr":"10.244.0.2","projectcalico.org/VXLANTunnelMACAddr":"66:00:00:00:00:02","projectcalico.org/IPv6VXLANTunnelAddr":"fd00::3","projectcalico.org/VXLANTunnelMACAddrV6":"66:00:00:00:00:03"}}}`, mergePatch, nil, ""},
+		{"own ends of tunnels removed", own, `{"metadata":{"annotations":{"projectcalico.org/IPv4IPIPTunnelAddr":null,"projectcalico.org/IPv4VXLANTunnelAddr":null,"projectcalico.org/VXLANTunnelMACAddr":null,"projectcalico.org/IPv6VXLANTunnelAddr":null,"projectcalico.org/VXLANTunnelMACAddrV6":null}}}`, mergePatch, nil, ""},
 		{"own condition", own, `{"status":{"conditions":[{"type":"NetworkUnavailable","status":"False","reason":"CausewayIsUp","message":"m"}]}}`, strategicPatch, []string{"status"}, ""},
 		{"own condition again", own, `{"status":{"conditions":[{"type":"NetworkUnavailable","status":"True","reason":"CausewayIsDown","message":"m"}]}}`, strategicPatch, []string{"status"}, ""},
 
 		{"another's annotation", other, `{"metadata":{"annotations":{"projectcalico.org/IPv4Address":"192.0.2.66/24"}}}`, mergePatch, nil, one},
+		{"another's end of a tunnel", other, `{"metadata":{"annotations":{"projectcalico.org/IPv4VXLANTunnelAddr":"10.244.0.66"}}}`, mergePatch, nil, one},
 		{"another's condition", other, `{"status":{"conditions":[{"type":"NetworkUnavailable","status":"False"}]}}`, strategicPatch, []string{"status"}, one},
 		{"a foreign annotation", own, `{"metadata":{"annotations":{"example.net/mine":"y"}}}`, mergePatch, nil, notes},
 		{"a foreign annotation changed", own, `{"metadata":{"annotations":{"example.net/theirs":"y"}}}`, mergePatch, nil, notes},
