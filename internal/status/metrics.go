@@ -50,11 +50,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descReady, truth(st.Ready))
 	gauge(descWarnings, float64(len(st.Warnings)))
 	gauge(descSourceUp, truth(st.Source.Error == ""))
+	moved := st.AddressChanges
 	if n := st.Network; n != nil {
+		moved = n.AddressChanges // those of a declared address, too
 		gauge(descNetwork, truth(n.Unavailable == ""))
-		ch <- prometheus.MustNewConstMetric(descMoved, prometheus.CounterValue, float64(n.AddressChanges))
 		ch <- prometheus.MustNewConstMetric(descDropped, prometheus.CounterValue, float64(n.EventsDropped))
 	}
+	ch <- prometheus.MustNewConstMetric(descMoved, prometheus.CounterValue, float64(moved))
 	type key struct{ kind, name, field, effect string }
 	problems := map[key]float64{}
 	for _, p := range st.Problems {

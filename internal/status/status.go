@@ -26,6 +26,9 @@ type Status struct {
 	// Network is what the node's condition NetworkUnavailable rests on; empty without
 	// Kubernetes.
 	Network *Network `json:"network,omitempty"`
+	// AddressChanges counts how often another address of this node was found than the one
+	// in force (IP autodetection), since the agent started. With Kubernetes Network says more.
+	AddressChanges int `json:"addressChanges,omitempty"`
 
 	Problems  []model.Problem  `json:"problems,omitempty"`
 	Pools     []Pool           `json:"pools,omitempty"`

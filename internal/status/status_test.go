@@ -93,6 +93,16 @@ func TestServe(t *testing.T) {
 	}
 }
 
+// TestAddressChanges: they are counted without Kubernetes, too.
+func TestAddressChanges(t *testing.T) {
+	srv := NewServer(Config{Read: func() Status { return Status{AddressChanges: 3} }})
+	rec := httptest.NewRecorder()
+	srv.handler().ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	if body := rec.Body.String(); !strings.Contains(body, "causeway_node_address_changes_total 3\n") || strings.Contains(body, "causeway_node_network_available") {
+		t.Errorf("metrics: %s", body)
+	}
+}
+
 // TestAddresses: what listens on TCP tells no more than it was made for, and an address that
 // is taken is an error that says which flag to change.
 func TestAddresses(t *testing.T) {
