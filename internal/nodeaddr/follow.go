@@ -16,7 +16,8 @@ const comeback = 6
 // Follower decides when another address takes the place of the one in force, for one
 // family. Its zero value knows none.
 //
-// The first address found counts at once. Another one must be found for Settle on end: an
+// The first address found counts at once, but for a host address (/32, /128) that nobody knew
+// of: a virtual one may just be earlier than the node's own. Another one must be found for Settle on end: an
 // address that goes and comes back moves nothing. While the link that had the address in
 // force is down, or has no carrier, that address stays, whatever is found elsewhere; and it
 // stays while nothing is found.
@@ -88,7 +89,7 @@ func (f *Follower) Step(now time.Time, found Choice, links []Link) (changed bool
 	case !found.Prefix.IsValid():
 		f.pending = Choice{}
 		return false, 0
-	case !f.cur.Prefix.IsValid():
+	case !f.cur.Prefix.IsValid() && (!found.Prefix.IsSingleIP() || found.Prefix == f.seed):
 		return adopt()
 	case found.Prefix == f.cur.Prefix:
 		f.cur.Link, f.pending = found.Link, Choice{}

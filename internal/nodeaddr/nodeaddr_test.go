@@ -179,6 +179,8 @@ func TestFollow(t *testing.T) {
 		moved    = "2 eth0 u 10.0.0.2/24\n 3 eth1 u 10.0.1.1/24"
 		longer   = "2 eth0 u 10.0.0.1/25\n 3 eth1 u 10.0.1.1/24"
 		nothing  = "2 eth0 u\n 3 eth1 u"
+		vip      = "1 lo l 10.9.9.9/32\n 2 eth0 u"
+		vipToo   = "1 lo l 10.9.9.9/32\n 2 eth0 u 10.0.0.1/24"
 	)
 	type step struct {
 		at    int // s
@@ -191,6 +193,9 @@ func TestFollow(t *testing.T) {
 	}{
 		"first":                                 {"", []step{{0, both}, {100, both}}, "0:10.0.0.1/24"},
 		"first, late":                           {"", []step{{0, nothing}, {7, both}}, "7:10.0.0.1/24"},
+		"a virtual address is earlier":          {"", []step{{0, vip}, {4, vipToo}, {60, vipToo}}, "4:10.0.0.1/24"},
+		"a host address alone":                  {"", []step{{0, vip}, {60, vip}}, "5:10.9.9.9/32"},
+		"a host address that is known":          {"10.9.9.9/32", []step{{0, vip}, {60, vip}}, "0:10.9.9.9/32"},
 		"a flap of a second":                    {"", []step{{0, both}, {10, gone}, {11, both}, {12, gone}, {13, both}, {60, both}}, "0:10.0.0.1/24"},
 		"the address is gone":                   {"", []step{{0, both}, {10, gone}, {60, gone}}, "0:10.0.0.1/24 15:10.0.1.1/24"},
 		"and comes back later":                  {"", []step{{0, both}, {10, gone}, {60, both}, {90, both}}, "0:10.0.0.1/24 15:10.0.1.1/24 65:10.0.0.1/24"},
