@@ -15,6 +15,7 @@ import (
 
 	"github.com/causeway-net/causeway/bgp/child"
 	"github.com/causeway-net/causeway/felix/iptables"
+	"github.com/causeway-net/causeway/internal/nodeaddr"
 	"github.com/causeway-net/causeway/internal/task"
 )
 
@@ -35,6 +36,7 @@ type options struct {
 	healthAddress    string
 	metricsAddress   string
 	cniConfDir       string
+	ipv4, ipv6       string // autodetection methods
 
 	cleanup      bool // remove everything instead
 	cniBinDir    string
@@ -94,6 +96,9 @@ func newAgentCommand() (*options, *cobra.Command) {
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.DurationVar(&o.resync, "resync", 0, "how often the kernel is read in full to heal what others changed (default 90s, and 30s for legacy iptables, of which the kernel tells nothing)")
 	f.StringVar(&o.iptablesBackend, "iptables-backend", "auto", "auto, legacy or nft")
+	f.StringVar(&o.ipv4, "ip-autodetection-method", "kubernetes-internal-ip",
+		"where this node's IPv4 address comes from: kubernetes-internal-ip (the Node object), first-found, can-reach=DEST, interface=REGEX[,...], skip-interface=REGEX[,...], cidr=CIDR[,...], or none; also IP_AUTODETECTION_METHOD")
+	f.StringVar(&o.ipv6, "ip6-autodetection-method", "kubernetes-internal-ip", "the same for IPv6; also IP6_AUTODETECTION_METHOD")
 	f.BoolVar(&o.allowWrites, "gobgp-allow-writes", false, "let the gobgp CLI change the speaker; the agent puts back what it owns")
 	f.StringVar(&o.gobgpTCP, "gobgp-tcp", "", "serve the gobgp API on this loopback address too, as 127.0.0.1:50051")
 	f.IntVar(&o.speakerUID, "speaker-uid", 65532, "user and group the BGP speaker runs as")
@@ -135,6 +140,9 @@ func (o options) check() error {
 	case o.speakerUID < 1:
 		return fmt.Errorf("--speaker-uid %d: want 1 or more; the speaker never runs as root", o.speakerUID)
 	}
+	if _, _, err := o.addressMethods(); err != nil {
+		return err
+	}
 	if o.healthAddress != "" {
 		if err := child.CheckTCPAddr(o.healthAddress); err != nil {
 			return fmt.Errorf("--health-address: %w", err)
@@ -151,6 +159,17 @@ func (o options) check() error {
 		}
 	}
 	return nil
+}
+
+// addressMethods say where this node's address of each family comes from.
+func (o options) addressMethods() (v4, v6 nodeaddr.Method, err error) {
+	if v4, err = nodeaddr.Parse(o.ipv4, false); err != nil {
+		return v4, v6, fmt.Errorf("--ip-autodetection-method: %w", err)
+	}
+	if v6, err = nodeaddr.Parse(o.ipv6, true); err != nil {
+		return v4, v6, fmt.Errorf("--ip6-autodetection-method: %w", err)
+	}
+	return v4, v6, nil
 }
 
 func runAgent(ctx context.Context, o options) error {

@@ -36,11 +36,12 @@ func TestFromEnvironment(t *testing.T) {
 	if err := flags.Parse([]string{"--run-dir", "/given"}); err != nil {
 		t.Fatal(err)
 	}
-	err := fromEnvironment(flags, []string{"HOME=/root", "CAUSEWAY_NODE_NAME=n1", "CAUSEWAY_RUN_DIR=/ignored", "CAUSEWAY_GOBGP_ALLOW_WRITES=true"})
+	err := fromEnvironment(flags, []string{"HOME=/root", "CAUSEWAY_NODE_NAME=n1", "CAUSEWAY_RUN_DIR=/ignored", "CAUSEWAY_GOBGP_ALLOW_WRITES=true",
+		"IP_AUTODETECTION_METHOD=first-found", "CAUSEWAY_IP6_AUTODETECTION_METHOD=none", "IP6_AUTODETECTION_METHOD=first-found"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{"node-name": "n1", "run-dir": "/given", "gobgp-allow-writes": "true"} {
+	for name, want := range map[string]string{"node-name": "n1", "run-dir": "/given", "gobgp-allow-writes": "true", "ip-autodetection-method": "first-found", "ip6-autodetection-method": "none"} {
 		if got := flags.Lookup(name).Value.String(); got != want {
 			t.Errorf("--%s is %q, want %q", name, got, want)
 		}
@@ -59,35 +60,38 @@ func TestFromEnvironment(t *testing.T) {
 // TestCheck: a setting that cannot work ends the agent at its start and says what would.
 func TestCheck(t *testing.T) {
 	for args, want := range map[string]string{
-		"":                                       "",
-		"--node-name=":                           "--node-name",
-		"--run-dir=run":                          "absolute path",
-		"--state-dir=":                           "absolute path",
-		"--secret-namespace=":                    "--secret-namespace",
-		"--resync=-1s":                           "1s or more",
-		"--resync=1ms":                           "1s or more",
-		"--resync=5s":                            "",
-		"--iptables-backend=nftables":            "auto, legacy or nft",
-		"--iptables-backend=":                    "auto, legacy or nft",
-		"--iptables-backend=nft":                 "",
-		"--proc-sys=proc/sys":                    "absolute path",
-		"--speaker-uid=0":                        "1 or more",
-		"--speaker-uid=-7":                       "1 or more",
-		"--gobgp-tcp=0.0.0.0:50051":              "loopback",
-		"--gobgp-tcp=127.0.0.1:50051":            "",
-		"--gobgp-tcp=localhost:50051":            "loopback",
-		"--gobgp-tcp=[::1]:50051":                "",
-		"--kubeconfig=/k":                        "--datastore kubernetes",
-		"--kubeconfig=/k --datastore=kubernetes": "",
-		"--health-address=:9099":                 "loopback",
-		"--health-address=127.0.0.1:9099":        "",
-		"--metrics-address=9091":                 "HOST:PORT",
-		"--metrics-address=:9091":                "",
-		"--cni-conf-dir=net.d":                   "absolute path",
-		"--cni-bin-dir=/opt/cni/bin":             "--cleanup",
-		"--cni-bin-dir=/opt/cni/bin --cleanup":   "",
-		"--log-level=debug":                      "",
-		"--gobgp-allow-writes":                   "",
+		"":                               "",
+		"--node-name=":                   "--node-name",
+		"--run-dir=run":                  "absolute path",
+		"--state-dir=":                   "absolute path",
+		"--secret-namespace=":            "--secret-namespace",
+		"--resync=-1s":                   "1s or more",
+		"--resync=1ms":                   "1s or more",
+		"--resync=5s":                    "",
+		"--ip-autodetection-method=eth0": "--ip-autodetection-method",
+		"--ip6-autodetection-method=cidr=10.0.0.0/8": "--ip6-autodetection-method",
+		"--ip-autodetection-method=interface=eth.*":  "",
+		"--iptables-backend=nftables":                "auto, legacy or nft",
+		"--iptables-backend=":                        "auto, legacy or nft",
+		"--iptables-backend=nft":                     "",
+		"--proc-sys=proc/sys":                        "absolute path",
+		"--speaker-uid=0":                            "1 or more",
+		"--speaker-uid=-7":                           "1 or more",
+		"--gobgp-tcp=0.0.0.0:50051":                  "loopback",
+		"--gobgp-tcp=127.0.0.1:50051":                "",
+		"--gobgp-tcp=localhost:50051":                "loopback",
+		"--gobgp-tcp=[::1]:50051":                    "",
+		"--kubeconfig=/k":                            "--datastore kubernetes",
+		"--kubeconfig=/k --datastore=kubernetes":     "",
+		"--health-address=:9099":                     "loopback",
+		"--health-address=127.0.0.1:9099":            "",
+		"--metrics-address=9091":                     "HOST:PORT",
+		"--metrics-address=:9091":                    "",
+		"--cni-conf-dir=net.d":                       "absolute path",
+		"--cni-bin-dir=/opt/cni/bin":                 "--cleanup",
+		"--cni-bin-dir=/opt/cni/bin --cleanup":       "",
+		"--log-level=debug":                          "",
+		"--gobgp-allow-writes":                       "",
 	} {
 		o, cmd := newAgentCommand()
 		if err := cmd.Flags().Parse(append([]string{"--node-name=n1"}, strings.Fields(args)...)); err != nil {

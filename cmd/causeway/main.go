@@ -33,12 +33,25 @@ func main() {
 	}
 }
 
+// calicoNames are variables of Calico's node container that mean what a flag of ours does.
+var calicoNames = map[string]string{
+	"IP_AUTODETECTION_METHOD":  "ip-autodetection-method",
+	"IP6_AUTODETECTION_METHOD": "ip6-autodetection-method",
+}
+
 // fromEnvironment sets every flag that the command line does not from CAUSEWAY_<FLAG>:
 // --node-name is CAUSEWAY_NODE_NAME. A variable that names no flag is an error, so that
-// no misspelt one is ignored in silence.
+// no misspelt one is ignored in silence. Calico's names of some are understood, too, and
+// ours go first.
 func fromEnvironment(flags *pflag.FlagSet, environ []string) error {
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
+		if f := flags.Lookup(calicoNames[name]); f != nil && !f.Changed {
+			if err := f.Value.Set(value); err != nil {
+				return fmt.Errorf("environment: %s: %w", name, err)
+			}
+			continue
+		}
 		name, ok := strings.CutPrefix(name, "CAUSEWAY_")
 		if !ok {
 			continue

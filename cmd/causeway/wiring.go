@@ -50,8 +50,11 @@ type agent struct {
 	node   *node.Reporter    // nil without Kubernetes
 	list   *install.Conflist // nil unless wanted
 
-	mu          sync.Mutex // guards what follows
-	snap        *model.Snapshot
+	applying sync.Mutex      // held while everyone is told of a snapshot; guards read
+	read     *model.Snapshot // as the datastore has it
+
+	mu          sync.Mutex      // guards what follows
+	snap        *model.Snapshot // read, with this node's addresses as they were found
 	outside     []netip.Addr
 	bgpProblems []model.Problem
 	adverts     []netip.Prefix
@@ -95,7 +98,13 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 		r.Set(iptables.Raw, iptables.ReversePath(iptables.Prefix))
 		a.rules, rules = append(a.rules, reversePath{r}), append(rules, reversePath{r})
 	}
-	a.links = link.New(link.Config{Log: log, Resync: o.resync, ProcSys: o.procSys})
+	v4, v6, err := o.addressMethods()
+	if err != nil {
+		return nil, err
+	}
+	a.links = link.New(link.Config{
+		Log: log, Resync: o.resync, ProcSys: o.procSys, IPv4: v4, IPv6: v6, OnChange: a.setAddresses,
+	})
 	known, err := knownEndpoints(log, o.procSys, a.ipam.Endpoints())
 	if err != nil {
 		return nil, err
@@ -127,7 +136,8 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	var addresses server.IPAM = a.ipam
 	if a.data.clients != nil {
 		a.node, err = node.New(node.Config{
-			Clients: a.data.clients, Node: o.nodeName, Log: log, Ready: a.carries, Subnet: a.links.Subnet, Restarted: restarting,
+			Clients: a.data.clients, Node: o.nodeName, Log: log, Ready: a.carries, Subnet: a.links.Subnet, IPv4: v4, IPv6: v6,
+			Restarted: restarting,
 		})
 		if err != nil {
 			return nil, err
@@ -251,21 +261,34 @@ func (a *agent) remark() error {
 
 // setSnapshot hands a new snapshot to everyone who works from it.
 func (a *agent) setSnapshot(snap *model.Snapshot) {
+	a.applying.Lock()
+	defer a.applying.Unlock()
+	a.read = snap
+	a.apply()
+}
+
+// setAddresses hears that this node's addresses were found, or are others now.
+func (a *agent) setAddresses(v4, v6 netip.Prefix) {
+	if a.node != nil {
+		a.node.SetAddresses(v4, v6)
+	}
+	a.applying.Lock()
+	defer a.applying.Unlock()
+	if a.read != nil {
+		a.apply()
+	}
+}
+
+// apply is called with applying held.
+func (a *agent) apply() {
+	snap := a.links.Locate(a.read, a.o.nodeName)
 	a.mu.Lock()
 	a.snap = snap
 	a.mu.Unlock()
+	a.links.SetMTUPattern(snap.Felix.MTULinks)
 	a.routes.SetMetric(model.OwnerBGP, snap.BGP.RoutePriority4, snap.BGP.RoutePriority6)
 	a.felix.Set(snap) // before a pod can get an address of a pool that is new
 	a.ipam.Set(snap)
-	if n := snap.Node(a.o.nodeName); n != nil {
-		var addrs []netip.Addr
-		for _, p := range []netip.Prefix{n.IPv4, n.IPv6} {
-			if p.IsValid() {
-				addrs = append(addrs, p.Addr())
-			}
-		}
-		a.links.SetNodeAddrs(addrs...)
-	}
 	a.advertise()
 }
 
