@@ -2,19 +2,16 @@ package kube
 
 import (
 	"cmp"
-	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	apiwatch "k8s.io/apimachinery/pkg/watch"
 
 	v3 "github.com/causeway-net/causeway/api/v3"
-	"github.com/causeway-net/causeway/internal/kubeapi"
 	"github.com/causeway-net/causeway/internal/model"
 )
 
@@ -60,36 +57,24 @@ func calico(resource string) schema.GroupVersionResource {
 
 // ignoredKind is what is known of one of them.
 type ignoredKind struct {
-	object   model.Object
-	message  string
-	names    *table[struct{}]
-	words    string    // as last told
-	wordedAt time.Time // when
-	again    func(time.Duration)
+	object model.Object
+	format string // of the words
+	names  *table[struct{}]
+	rested rested
 }
 
 func (s *Source) addIgnored(add func(*feed)) {
 	for _, u := range unused {
 		k := &ignoredKind{
-			object:  model.Object{Kind: u.kind + "." + u.resource.Group, Name: "*"},
-			message: u.message, again: s.changedAfter,
+			object: model.Object{Kind: u.kind + "." + u.resource.Group, Name: "*"},
+			format: u.message + "; there are %d: %s", rested: rested{again: s.changedAfter},
 			names: newTable(func(struct{}, metav1.Object) (struct{}, bool) { return struct{}{}, false }),
 		}
 		s.ignored = append(s.ignored, k)
-		client := s.cfg.Clients.Metadata.Resource(u.resource)
-		narrow := without(u.expected)
 		add(&feed{
 			name: u.resource.Resource + "." + u.resource.Group, resource: u.resource.Resource + "." + u.resource.Group,
 			sample: &metav1.PartialObjectMetadata{}, strip: stripMetadata, contents: k.names,
-			source: kubeapi.NewListWatch(
-				func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-					narrow(&o)
-					return client.List(ctx, o)
-				},
-				func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
-					narrow(&o)
-					return client.Watch(ctx, o)
-				}),
+			source: metadataOf(s.cfg.Clients, u.resource, without(u.expected)),
 		})
 	}
 }
@@ -113,37 +98,23 @@ func stripMetadata(obj any) (any, error) {
 
 // problem says how many objects of the kind there are. The Source's mutex is held.
 func (k *ignoredKind) problem() (model.Problem, bool) {
-	if len(k.names.rows) == 0 {
-		k.words, k.wordedAt = "", time.Time{}
-		return model.Problem{}, false
-	}
-	if rest := ignoredRest - time.Since(k.wordedAt); rest > 0 {
-		if k.words != k.describe() {
-			k.again(rest)
-		}
-	} else {
-		k.words, k.wordedAt = k.describe(), time.Now()
-	}
-	return model.Problem{Object: k.object, Message: k.words, Ignored: true}, true
+	words := k.rested.say(k.names.rows, k.format)
+	return model.Problem{Object: k.object, Message: words, Ignored: true}, words != ""
 }
 
-func (k *ignoredKind) describe() string {
-	names := k.first()
-	if more := len(k.names.rows) - len(names); more > 0 {
-		names = append(names, fmt.Sprintf("%d more", more))
-	}
-	return fmt.Sprintf("%s; there are %d: %s", k.message, len(k.names.rows), strings.Join(names, ", "))
-}
-
-// first returns the first names in order, without sorting all of them.
-func (k *ignoredKind) first() []string {
+// firstNames returns the first names in order, without sorting all n of them, and how many
+// there are more.
+func firstNames(names iter.Seq[string], n int) string {
 	var out []string
-	for name := range k.names.rows {
+	for name := range names {
 		i, _ := slices.BinarySearchFunc(out, name, cmp.Compare[string])
 		if i < ignoredNames {
 			out = slices.Insert(out, i, name)
 			out = out[:min(len(out), ignoredNames)]
 		}
 	}
-	return out
+	if more := n - len(out); more > 0 {
+		out = append(out, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(out, ", ")
 }

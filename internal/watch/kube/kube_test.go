@@ -75,7 +75,7 @@ func filled(t testing.TB, publish func(*model.Snapshot)) *Source {
 	for _, f := range s.feeds {
 		var err error
 		switch f.name {
-		case "nodes":
+		case "other nodes":
 			err = f.Replace(nodes, "1")
 		case "ipamblocks.projectcalico.org of this node":
 			err = f.Replace(blocks, "1")
@@ -99,7 +99,7 @@ func TestUnchanged(t *testing.T) {
 		t.Fatalf("%d snapshots", count)
 	}
 	<-s.wake
-	nodes := s.feed("nodes")
+	nodes := s.feed("other nodes")
 	if err := errors.Join(nodes.Update(node(7, 2)), s.feed("ipamblocks.projectcalico.org of this node").Update(block(1, 2, "n0"))); err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func BenchmarkBlockChange(b *testing.B) {
 // BenchmarkNodeHeartbeat is what a Node's new status costs, which means nothing here.
 func BenchmarkNodeHeartbeat(b *testing.B) {
 	s := filled(b, func(*model.Snapshot) {})
-	f := s.feed("nodes")
+	f := s.feed("other nodes")
 	version := 1
 	for b.Loop() {
 		version++
@@ -277,7 +277,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestIgnoredNames(t *testing.T) {
-	k := &ignoredKind{message: "m", names: newTable(func(struct{}, metav1.Object) (struct{}, bool) { return struct{}{}, false }), again: func(time.Duration) {}}
+	k := &ignoredKind{format: "m; there are %d: %s", names: newTable(func(struct{}, metav1.Object) (struct{}, bool) { return struct{}{}, false }), rested: rested{again: func(time.Duration) {}}}
 	if _, ok := k.problem(); ok {
 		t.Error("nothing is a problem")
 	}

@@ -53,20 +53,24 @@ type Source struct {
 	publisher *watch.Publisher
 	wake      chan struct{} // something changed; capacity 1
 
-	feeds      []*feed // all but those of Secrets
+	feeds      []*feed // those that every agent has, all the time
+	ownBlocks  *table[entry]
+	borrowed   *table[entry] // blocks that this node borrows from
 	pods       *table[pod]
 	podFeed    *feed
 	namespaces *table[namespace]
 	nsFeed     *feed
 	ignored    []*ignoredKind
 
-	mu       sync.Mutex // guards what follows, and the state of all feeds and tables
-	secrets  map[string]*secretFeed
-	ready    time.Time     // when the first snapshot was published
-	revision uint64        // of the last one
-	arrived  chan struct{} // closed when a pod, a namespace or their watch changed
-	away     int           // feeds that get no answer
-	back     chan struct{} // closed when one of them gets an answer again
+	mu      sync.Mutex // guards what follows, and the state of all feeds and tables
+	secrets map[string]*secretFeed
+	// allBlocks is the watch of the blocks of all nodes; nil while they are not needed.
+	allBlocks *blockFeed
+	ready     time.Time     // when the first snapshot was published
+	revision  uint64        // of the last one
+	arrived   chan struct{} // closed when a pod, a namespace or their watch changed
+	away      int           // feeds that get no answer
+	back      chan struct{} // closed when one of them gets an answer again
 }
 
 // New makes a Source. It sends nothing yet.
@@ -159,7 +163,9 @@ func (s *Source) update(ctx context.Context, running *sync.WaitGroup) {
 	if known {
 		s.watchSecrets(ctx, running, names)
 	}
+	s.watchBlocks(ctx, running, watch.BlocksNeeded(in.Objects))
 	s.mu.Lock()
+	s.addBlocks(&in)
 	settled := s.addSecrets(&in, names)
 	s.mu.Unlock()
 	if !synced {
@@ -178,7 +184,7 @@ func (s *Source) update(ctx context.Context, running *sync.WaitGroup) {
 	s.mu.Unlock()
 }
 
-// input is what all feeds but those of Secrets say; synced tells that all that are needed
+// input is what the feeds that every agent has say; synced tells that all that are needed
 // were read at least once. s.mu is held.
 func (s *Source) input() (in watch.Input, synced bool) {
 	synced = true

@@ -40,6 +40,9 @@ func (s *Source) Status() Status {
 	for _, f := range s.feeds {
 		out.Watches = append(out.Watches, f.status())
 	}
+	if s.allBlocks != nil {
+		out.Watches = append(out.Watches, s.allBlocks.status())
+	}
 	for _, f := range s.secrets {
 		out.Watches = append(out.Watches, f.status())
 	}

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -97,6 +98,9 @@ func entries(kind string, opt watch.Options) *table[entry] {
 		var held *watch.Object
 		if old.uid == e.uid { // otherwise it is another object of the same name
 			held = old.inForce
+		}
+		if m, ok := obj.(*metav1.PartialObjectMetadata); ok && kind == watch.KindNode {
+			obj = &corev1.Node{ObjectMeta: m.ObjectMeta}
 		}
 		var newer *watch.Object
 		var undecoded []model.Problem

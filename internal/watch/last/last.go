@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -202,6 +203,8 @@ func (k *Keeper) recall() {
 	}
 	switch snap, err := Load(k.path, k.node); {
 	case err == nil:
+		// What was written is up to a second older than what the kernel has of it.
+		snap.BlocksKnown = !slices.ContainsFunc(snap.Pools, func(p model.Pool) bool { return p.VXLANMode != model.EncapNever })
 		k.log.Warn("the datastore does not answer; working from what an earlier agent knew")
 		k.publish(snap)
 	case !errors.Is(err, fs.ErrNotExist):

@@ -32,16 +32,18 @@ func full(t *testing.T) *model.Snapshot {
 		Nodes: []model.Node{{
 			Name: "n1", Labels: map[string]string{"rack": "1"}, IPv4: netip.MustParsePrefix("192.0.2.1/24"),
 			ASN: 64513, ListenPort: 1790, RouteReflectorClusterID: netip.MustParseAddr("1.2.3.4"),
+			Tunnels: [model.Tunnels]model.TunnelEnd{{Addr: netip.MustParseAddr("10.0.0.2")}, {Addr: netip.MustParseAddr("10.0.0.3"), MAC: "66:1e:0c:8a:12:01"}},
 		}},
 		Pools: []model.Pool{{
 			Name: "a", CIDR: netip.MustParsePrefix("10.0.0.0/16"), BlockSize: 26, NodeSelector: compile(t, "rack == '1'"),
-			AllowedUses: []model.Use{model.UseWorkload},
+			AllowedUses: []model.Use{model.UseWorkload}, VXLANMode: model.EncapNever,
 		}},
-		Blocks:       []model.Block{{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Node: "n1"}},
+		Blocks:       []model.Block{{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Node: "n1", Lent: []model.Loan{{Addr: netip.MustParseAddr("10.0.0.5"), Node: "n2"}}}},
+		BlocksKnown:  true,
 		Reservations: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")},
 		IPAM:         model.IPAMConfig{AutoAllocateBlocks: true, MaxBlocksPerHost: 20, Cooldown: time.Minute},
 		BGP:          model.BGPConfig{ASN: 64512, Mesh: true, ListenPort: 179, RoutePriority4: 1024, PrefixCommunities: []model.PrefixCommunities{{CIDR: netip.MustParsePrefix("10.0.0.0/8"), Communities: []string{"1:2"}}}},
-		Felix:        model.Felix{NATOutgoingAddress: netip.MustParseAddr("192.0.2.9"), NATPorts: model.PortRange{First: 1024, Last: 2047}, NATExcludesHosts: true, NATInterface: "eth+"},
+		Felix:        model.Felix{NATOutgoingAddress: netip.MustParseAddr("192.0.2.9"), NATPorts: model.PortRange{First: 1024, Last: 2047}, NATExcludesHosts: true, NATInterface: "eth+", VXLANOff: true, TunnelMTU: [model.Tunnels]int{1480, 0, 1430}, ExternalNodes: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}, RoutesResync: time.Minute},
 		Peers:        []model.BGPPeer{{Name: "tor", NodeSelector: compile(t, "all()"), PeerIP: netip.MustParseAddr("192.0.2.254"), ASN: 65001, RestartTime: time.Minute}},
 		Problems:     []model.Problem{{Object: model.Object{Kind: "IPPool", Name: "b"}, Message: "is wrong"}},
 	}
@@ -110,6 +112,18 @@ func TestRecall(t *testing.T) {
 	if k.recall(); len(got) != 1 || got[0].Revision != 7 {
 		t.Fatalf("published %v, want what was kept", got)
 	}
+	if !got[0].BlocksKnown {
+		t.Error("without VXLAN nothing is to be known of blocks")
+	}
+	vxlan := full(t)
+	vxlan.Pools[0].VXLANMode = model.EncapCrossSubnet
+	if err := open().write(vxlan); err != nil {
+		t.Fatal(err)
+	}
+	if open().recall(); len(got) != 2 || got[1].BlocksKnown || len(got[1].Blocks) != 1 {
+		t.Errorf("blocks of earlier are taken for all that there are: %+v", got[1])
+	}
+	got = got[:1]
 	newer := &model.Snapshot{Revision: 1}
 	k.Publish(newer)
 	if k.recall(); len(got) != 2 || got[1] != newer {
