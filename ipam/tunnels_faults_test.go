@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"os"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/ipam"
@@ -116,5 +118,55 @@ func TestTunnelInABlockOfAnotherSize(t *testing.T) {
 	b.flush()
 	if got := e.last(t, model.TunnelVXLAN4); got != addr || handle(t, s, addr) != "vxlan-tunnel-addr-n1" || len(blocks(t, s)) != 1 {
 		t.Errorf("had %s, has %s with the handle %q in %v", addr, got, handle(t, s, addr), blocks(t, s))
+	}
+}
+
+// TestTunnelSearchGivesWay: an ADD that needs the Store does not wait for the search for a
+// tunnel's address.
+func TestTunnelSearchGivesWay(t *testing.T) {
+	s := &slowList{Store: ipamtest.NewStore(), begun: make(chan struct{}, 1)}
+	snap := snapshot(pool(t, "a", "10.0.0.0/30", 30, vxlan(model.EncapAlways)), pool(t, "b", "10.1.0.0/24", 26, func(p *model.Pool) { p.Manual = true }))
+	n2 := open(t, "n2", s.Store, snap)
+	for i := range 4 {
+		n2.add(req(fmt.Sprint(i)))
+	}
+	n2.flush()
+	b := open(t, "n1", s, snap, func(c *ipam.Config) { c.Batch = time.Millisecond })
+	b.flush()
+	run, cancel := context.WithCancel(ctx)
+	done := make(chan error)
+	go func() { done <- b.Run(run) }()
+	b.SetTunnels(justVXLAN)
+	<-s.begun
+	began := time.Now()
+	r := req("c")
+	r.IPv4Pools = []string{"b"}
+	b.add(r)
+	if d := time.Since(began); d > time.Second {
+		t.Errorf("the ADD took %s", d)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// slowList is a Store whose list of all blocks never ends.
+type slowList struct {
+	*ipamtest.Store
+	begun chan struct{}
+}
+
+func (s *slowList) List(ctx context.Context, q ipam.Query) iter.Seq2[*ipam.Block, error] {
+	if q != (ipam.Query{}) {
+		return s.Store.List(ctx, q)
+	}
+	return func(yield func(*ipam.Block, error) bool) {
+		select {
+		case s.begun <- struct{}{}:
+		default:
+		}
+		<-ctx.Done()
+		yield(nil, ctx.Err())
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -464,55 +463,5 @@ func TestTunnelOfADepartedNode(t *testing.T) {
 				t.Errorf("had %s, has %q with the handle %q, %d addresses in all", old, now, handle(t, s, now), tunnelSlots(t, s, "n1"))
 			}
 		})
-	}
-}
-
-// TestTunnelSearchGivesWay: an ADD that needs the Store does not wait for the search for a
-// tunnel's address.
-func TestTunnelSearchGivesWay(t *testing.T) {
-	s := &slowList{Store: ipamtest.NewStore(), begun: make(chan struct{}, 1)}
-	snap := snapshot(pool(t, "a", "10.0.0.0/30", 30, vxlan(model.EncapAlways)), pool(t, "b", "10.1.0.0/24", 26, func(p *model.Pool) { p.Manual = true }))
-	n2 := open(t, "n2", s.Store, snap)
-	for i := range 4 {
-		n2.add(req(fmt.Sprint(i)))
-	}
-	n2.flush()
-	b := open(t, "n1", s, snap, func(c *ipam.Config) { c.Batch = time.Millisecond })
-	b.flush()
-	run, cancel := context.WithCancel(ctx)
-	done := make(chan error)
-	go func() { done <- b.Run(run) }()
-	b.SetTunnels(justVXLAN)
-	<-s.begun
-	began := time.Now()
-	r := req("c")
-	r.IPv4Pools = []string{"b"}
-	b.add(r)
-	if d := time.Since(began); d > time.Second {
-		t.Errorf("the ADD took %s", d)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-}
-
-// slowList is a Store whose list of all blocks never ends.
-type slowList struct {
-	*ipamtest.Store
-	begun chan struct{}
-}
-
-func (s *slowList) List(ctx context.Context, q ipam.Query) iter.Seq2[*ipam.Block, error] {
-	if q != (ipam.Query{}) {
-		return s.Store.List(ctx, q)
-	}
-	return func(yield func(*ipam.Block, error) bool) {
-		select {
-		case s.begun <- struct{}{}:
-		default:
-		}
-		<-ctx.Done()
-		yield(nil, ctx.Err())
 	}
 }
