@@ -224,10 +224,11 @@ func (o *Overlay) addEnds(snap *model.Snapshot, t model.Tunnel) {
 	}
 }
 
-// encapsulated reports whether what pool holds goes to n through the pool's tunnel. Where
-// either end has no address of the family there is no tunnel.
-func (o *Overlay) encapsulated(pool *overlayPool, n *overlayNode) bool {
-	if !o.wants[pool.tunnel] || !n.hop[pool.tunnel].IsValid() {
+// encapsulated reports whether prefix of pool goes to n through the pool's tunnel. Where
+// either end has no address of the family there is no tunnel, nor into a prefix that holds
+// the tunnel's own far end, which would be a loop.
+func (o *Overlay) encapsulated(pool *overlayPool, prefix netip.Prefix, n *overlayNode) bool {
+	if !o.wants[pool.tunnel] || !n.hop[pool.tunnel].IsValid() || prefix.Contains(n.addr[familyOf(pool.tunnel)]) {
 		return false
 	}
 	return pool.mode == model.EncapAlways || pool.mode == model.EncapCrossSubnet && !n.shares[familyOf(pool.tunnel)]
@@ -245,10 +246,20 @@ func (o *Overlay) Via(prefix netip.Prefix, hop model.NextHop) model.NextHop {
 		return hop
 	}
 	pool, n := o.pool(prefix), &o.nodes[i]
-	if pool == nil || !o.encapsulated(pool, n) {
+	if pool == nil || !o.encapsulated(pool, prefix, n) {
 		return hop
 	}
 	return n.tunnel[pool.tunnel][0]
+}
+
+// Asks is the tunnel that the pool of prefix is encapsulated with, if it is at all. known
+// reports whether there is such a pool.
+func (o *Overlay) Asks(prefix netip.Prefix) (t model.Tunnel, encapsulated, known bool) {
+	pool := o.pool(prefix)
+	if pool == nil {
+		return 0, false, false
+	}
+	return pool.tunnel, pool.mode != model.EncapNever && o.wants[pool.tunnel], true
 }
 
 // addRoutes makes the routes of VXLAN pools, which need no BGP: for every block of another
@@ -261,7 +272,7 @@ func (o *Overlay) addRoutes(blocks []model.Block) {
 			return // this node, nobody, or one that is not known
 		}
 		r := model.Route{Prefix: prefix, NextHops: n.direct[familyOf(pool.tunnel)]}
-		if o.encapsulated(pool, n) {
+		if o.encapsulated(pool, prefix, n) {
 			r.NextHops = n.tunnel[pool.tunnel]
 		}
 		if r.NextHops != nil {
@@ -408,9 +419,15 @@ func (n overlayNode) alike(m overlayNode) bool {
 	return n.name == m.name && n.addr == m.addr && n.shares == m.shares && n.hop == m.hop && n.mac == m.mac
 }
 
+// SameDevices reports whether Devices of both answers alike, always.
+func (o *Overlay) SameDevices(p *Overlay) bool {
+	return o.node == p.node && o.own == p.own && o.wants == p.wants && slices.EqualFunc(o.nodes, p.nodes, overlayNode.alike) &&
+		o.mtu == p.mtu && o.vni == p.vni && o.port == p.port && o.offload == p.offload
+}
+
 // Equal reports whether both say the same of everything.
 func (o *Overlay) Equal(p *Overlay) bool {
-	return o.SameHops(p) && o.mtu == p.mtu && o.vni == p.vni && o.port == p.port && slices.Equal(o.external, p.external) &&
-		o.whole == p.whole && o.podsIPIP == p.podsIPIP && o.podsVXLAN == p.podsVXLAN && o.offload == p.offload &&
+	return o.SameHops(p) && o.SameDevices(p) && slices.Equal(o.external, p.external) &&
+		o.podsIPIP == p.podsIPIP && o.podsVXLAN == p.podsVXLAN && o.whole == p.whole &&
 		slices.EqualFunc(o.routes, p.routes, model.Route.Equal)
 }

@@ -115,7 +115,9 @@ func TestOverlay(t *testing.T) {
 
 // TestOverlayLeavesAlone: what is no pod's, leads to this node, or has a device already.
 func TestOverlayLeavesAlone(t *testing.T) {
-	o := NewOverlay(overlaySnapshot(model.Felix{}, pool4(model.EncapAlways, model.EncapNever)), "a")
+	snap := overlaySnapshot(model.Felix{}, pool4(model.EncapAlways, model.EncapNever))
+	snap.Nodes = append(snap.Nodes, model.Node{Name: "e", IPv4: prefix("10.1.7.7/24")})
+	o := NewOverlay(snap, "a")
 	for _, c := range []struct {
 		prefix string
 		hop    model.NextHop
@@ -126,6 +128,7 @@ func TestOverlayLeavesAlone(t *testing.T) {
 		{"10.1.0.0/26", model.NextHop{Addr: addr("192.0.2.1")}},  // this node
 		{"10.1.1.0/26", model.NextHop{Addr: addr("192.0.2.2"), Device: "eth0"}},
 		{"10.1.1.0/26", model.NextHop{Device: "eth0"}},
+		{"10.1.7.0/26", model.NextHop{Addr: addr("10.1.7.7")}},    // holds the far end
 		{"fd01::b:0/122", model.NextHop{Addr: addr("192.0.2.2")}}, // of a pool that there is not
 	} {
 		if got := o.Via(prefix(c.prefix), c.hop); got != c.hop {
@@ -278,17 +281,17 @@ func naiveVia(s *model.Snapshot, me string, p netip.Prefix, h model.NextHop) mod
 	if peer == nil {
 		return h
 	}
-	return naiveTo(s, own, pool, peer, h)
+	return naiveTo(s, own, pool, peer, p, h)
 }
 
 // naiveTo is what becomes of h, which leads to peer, for a prefix of pool.
-func naiveTo(s *model.Snapshot, own *model.Node, pool *model.Pool, peer *model.Node, h model.NextHop) model.NextHop {
+func naiveTo(s *model.Snapshot, own *model.Node, pool *model.Pool, peer *model.Node, p netip.Prefix, h model.NextHop) model.NextHop {
 	six := pool.CIDR.Addr().Is6()
 	mine, theirs := own.IPv4, peer.IPv4
 	if six {
 		mine, theirs = own.IPv6, peer.IPv6
 	}
-	if !mine.IsValid() || !theirs.IsValid() || theirs.Addr() == mine.Addr() {
+	if !mine.IsValid() || !theirs.IsValid() || theirs.Addr() == mine.Addr() || p.Contains(theirs.Addr()) {
 		return h
 	}
 	tunnel, mode := model.TunnelVXLAN4, pool.VXLANMode
@@ -329,7 +332,7 @@ func naiveRoutes(s *model.Snapshot, me string) map[netip.Prefix]model.NextHop {
 				continue
 			}
 			if _, there := out[p]; !there {
-				out[p] = naiveTo(s, s.Node(me), &pool, n, model.NextHop{Addr: a})
+				out[p] = naiveTo(s, s.Node(me), &pool, n, p, model.NextHop{Addr: a})
 			}
 		}
 	}
@@ -391,6 +394,10 @@ func randomSnapshot(r *rand.Rand) *model.Snapshot {
 			a[3] = byte(i)
 			s.Pools = append(s.Pools, model.Pool{CIDR: netip.PrefixFrom(netip.AddrFrom16(a), 32), IPIPMode: model.EncapNever, VXLANMode: modes[r.IntN(3)]})
 		}
+	}
+	if r.IntN(5) == 0 { // one that holds the nodes
+		s.Pools = append(s.Pools, model.Pool{CIDR: prefix("10.200.0.0/16"), IPIPMode: model.EncapNever, VXLANMode: modes[r.IntN(3)]})
+		s.Blocks = append(s.Blocks, model.Block{CIDR: prefix("10.200.0.0/26"), Node: "n1"})
 	}
 	r.Shuffle(len(s.Pools), func(i, j int) { s.Pools[i], s.Pools[j] = s.Pools[j], s.Pools[i] })
 	seen := map[netip.Prefix]bool{}
