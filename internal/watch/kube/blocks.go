@@ -205,6 +205,9 @@ func (s *Source) addBlocks(in *watch.Input) {
 			unknown++
 			continue
 		}
+		if row.node.Value() == s.cfg.Node {
+			continue // what is this node's, and what it tells others of, the watch of its own says alone
+		}
 		in.Others = append(in.Others, watch.OtherBlock{
 			Block:   model.Block{CIDR: row.cidr, Node: row.node.Value(), Lent: row.lent},
 			Claimed: time.Unix(row.created, 0),
