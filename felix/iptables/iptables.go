@@ -70,9 +70,13 @@ type Chain struct {
 	Name  string // required; begins with Prefix, at most MaxChainName bytes
 	Rules []Rule
 	// Fallback stands in for Rules when the kernel refuses them and has no earlier
-	// version of the chain to keep. Where an empty chain would let packets through that
+	// version of the chain to keep, or an empty one. Where an empty chain would let packets through that
 	// must not pass, it is a rule that drops. Optional: the chain is then empty.
 	Fallback []Rule
+	// Adopt: whoever decides on the chain has not spoken yet. What the kernel holds under
+	// its name stays as it is, and Rules are only what is made where it holds nothing. A
+	// later Set or Update without Adopt ends that.
+	Adopt bool
 }
 
 // Hook is a rule of ours in a chain that is not ours.

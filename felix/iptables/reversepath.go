@@ -19,6 +19,9 @@ const ReversePathChain = "cali-PREROUTING"
 // is looked up on the interface itself, so neighbour discovery passes by the link's own
 // fe80::/64 route; the host's own link-local address as a source is dropped like every
 // address of the host. 169.254.1.1 needs no rule: it is spoken to by ARP alone.
+//
+// What the pods' rule lets pass goes on to EncapGuardChain. Until Update gives that chain its
+// rules, those of an earlier agent stay.
 func ReversePath(prefix string) TableState {
 	return TableState{
 		Chains: []Chain{{
@@ -26,7 +29,11 @@ func ReversePath(prefix string) TableState {
 			Rules: []Rule{{
 				Match:  []string{"-i", prefix + "+", "-m", "rpfilter", "--invert"},
 				Action: Drop(),
+			}, {
+				Action: Jump(EncapGuardChain),
 			}},
+		}, {
+			Name: EncapGuardChain, Adopt: true,
 		}},
 		Hooks: []Hook{{Chain: "PREROUTING", Rule: Rule{Action: Jump(ReversePathChain)}}},
 	}

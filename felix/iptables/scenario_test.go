@@ -72,9 +72,9 @@ func TestInstallAdoptAndRemove(t *testing.T) {
 					wait(t, rec)
 				}
 				set(rec)
-				if got := r.rules(iptables.Raw); got != ":PREROUTING ACCEPT\n:OUTPUT ACCEPT\n:cali-PREROUTING -\n"+
+				if got := r.rules(iptables.Raw); got != ":PREROUTING ACCEPT\n:OUTPUT ACCEPT\n:cali-PREROUTING -\n:cali-encap-guard -\n"+
 					"-A PREROUTING -j cali-PREROUTING\n-A PREROUTING -i eth7 -j ACCEPT\n"+
-					"-A cali-PREROUTING -i cali+ -m rpfilter --invert -j DROP\n" {
+					"-A cali-PREROUTING -i cali+ -m rpfilter --invert -j DROP\n-A cali-PREROUTING -j cali-encap-guard\n" {
 					t.Errorf("raw:\n%s", got)
 				}
 				if got := r.chain(iptables.Filter, "OUTPUT"); !slices.Equal(got, []string{"-j cali-OUTPUT", "-j MINE", "-m mark --mark 0x10/0x10 -j ACCEPT"}) {

@@ -13,13 +13,14 @@ import (
 type compiled struct {
 	name            string
 	lines, fallback []line
+	adopt           bool  // what the kernel holds stays
 	err             error // why Rules cannot be text; the chain is refused unseen
 }
 
 // compileChain makes the text of a chain. The error of a chain that cannot even exist is
 // in err, with lines and fallback nil.
 func compileChain(c Chain) *compiled {
-	out := &compiled{name: c.Name}
+	out := &compiled{name: c.Name, adopt: c.Adopt}
 	if !validName(out) {
 		out.err = fmt.Errorf("the name must begin with %q, be at most %d bytes long and hold no blanks", Prefix, MaxChainName)
 		return out
@@ -47,7 +48,7 @@ func compileRules(rules []Rule) ([]line, error) {
 }
 
 func (c *compiled) equal(o *compiled) bool {
-	return slices.Equal(c.lines, o.lines) && slices.Equal(c.fallback, o.fallback) && c.err == nil && o.err == nil
+	return slices.Equal(c.lines, o.lines) && slices.Equal(c.fallback, o.fallback) && c.adopt == o.adopt && c.err == nil && o.err == nil
 }
 
 // compiledHooks are the hooks of one chain of others.
@@ -106,6 +107,7 @@ type table struct {
 	hooks map[string]*compiledHooks
 	// callers[c] are the wanted chains that go to c.
 	callers map[string]map[string]bool
+	adopted map[string]bool // wanted chains with adopt
 	// good[c] is the version of c that the kernel holds or held last, where we know.
 	good    map[string]*compiled
 	refused map[owner]refusal
@@ -127,7 +129,7 @@ type table struct {
 func newTable(name Table) *table {
 	return &table{
 		name: name, want: map[string]*compiled{}, hooks: map[string]*compiledHooks{},
-		callers: map[string]map[string]bool{}, good: map[string]*compiled{},
+		callers: map[string]map[string]bool{}, adopted: map[string]bool{}, good: map[string]*compiled{},
 		refused: map[owner]refusal{}, dirty: map[owner]bool{}, canon: map[string]string{},
 	}
 }
@@ -180,8 +182,16 @@ func (t *table) put(name string, c *compiled) {
 		}
 		delete(t.want, name)
 		t.rules -= len(old.lines)
+		if old.adopt {
+			delete(t.adopted, name)
+			delete(t.good, name) // was empty, and nobody's decision
+			t.now = nil          // nobody has compared its rules with their marks yet
+		}
 	}
 	if c != nil {
+		if c.adopt {
+			t.adopted[name] = true
+		}
 		t.rules += len(c.lines)
 		for _, l := range c.lines {
 			if l.callee == "" {
@@ -290,6 +300,9 @@ func (t *table) target(name string) (c *compiled, lines []line, keep bool) {
 	if c == nil {
 		return nil, nil, false
 	}
+	if c.adopt && t.now.chains[name] != nil {
+		return c, nil, true
+	}
 	if _, bad := t.refused[owner{false, name}]; !bad {
 		return c, c.lines, false
 	}
@@ -301,8 +314,8 @@ func (t *table) target(name string) (c *compiled, lines []line, keep bool) {
 		}
 		return g, g.lines, false
 	}
-	if t.now.chains[name] != nil || !validName(c) {
-		return c, nil, true
+	if have := t.now.chains[name]; have != nil && len(have.rules) > 0 || !validName(c) {
+		return c, nil, true // an empty chain is no version worth keeping: the fallback is its better
 	}
 	if t.missing(c.fallback) != nil {
 		return c, nil, false
@@ -397,7 +410,8 @@ func (t *table) planHooks(chain string) (part, bool) {
 		applied: func() { t.now.foreign[chain] = want.after(have) }}, true
 }
 
-// held are the chains that are not wanted but that chains which had to stay still go to.
+// held are the chains that are not wanted but that chains which stay as they are still go
+// to.
 func (t *table) held() map[string]bool {
 	held := map[string]bool{}
 	var hold func(string)
@@ -406,6 +420,13 @@ func (t *table) held() map[string]bool {
 			return
 		}
 		held[name] = true
+		if c := t.now.chains[name]; c != nil {
+			for _, to := range c.callees {
+				hold(to)
+			}
+		}
+	}
+	for name := range t.adopted {
 		if c := t.now.chains[name]; c != nil {
 			for _, to := range c.callees {
 				hold(to)

@@ -210,6 +210,9 @@ func (k *Kernel) headerOption(option, v string) (string, error) {
 			return "", fmt.Errorf("interface name `%s' must be shorter than 16 characters", v)
 		}
 	case "-p":
+		if v == "4" {
+			v = "ipencap"
+		}
 		if !slices.Contains(protocols, v) {
 			return "", fmt.Errorf("unknown protocol \"%s\" specified", v)
 		}
