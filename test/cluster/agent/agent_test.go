@@ -258,6 +258,40 @@ func TestAgents(t *testing.T) {
 		}
 	})
 
+	step("the node's address is found on its links", func(t *testing.T) {
+		n2.ip("addr", "add", "192.0.2.200/32", "dev", "eth0") // a virtual one
+		n2.ip("link", "add", "docker0", "type", "bridge")
+		n2.ip("addr", "add", "172.17.0.1/16", "dev", "docker0")
+		n2.ip("link", "set", "docker0", "up")
+		c.must(n2.inside("sysctl", "-qw", "net.ipv4.conf.all.promote_secondaries=1").Run())
+		c.must(n2.stop(unix.SIGTERM))
+		n2.start("--ip-autodetection-method", "first-found")
+		moves := func(from, to string) {
+			t.Helper()
+			c.eventually("the annotation follows", func() string {
+				if got := n2.object().Annotations[watch.AnnotationIPv4Address]; got != to+"/24" {
+					return got
+				}
+				return ""
+			})
+			c.hasEvent("Node", "n2", "Warning NodeAddressChanged", "from "+from+"/24 to "+to+"/24 (autodetection method first-found)")
+			c.eventually("n1 peers with the new address", func() string {
+				st, err := n1.status()
+				if err != nil || len(st.Peers) != 1 || st.Peers[0].Address.String() != to || st.Peers[0].State != "Established" {
+					return fmt.Sprintf("%v %+v", err, st.Peers)
+				}
+				return ""
+			})
+			p1.reaches(p2.addr)
+		}
+		moves("192.0.2.22", "192.0.2.12") // the link's primary one, whatever the InternalIP
+		n2.ip("addr", "del", "192.0.2.12/24", "dev", "eth0")
+		moves("192.0.2.12", "192.0.2.22")
+		if st, err := n2.status(); err != nil || st.Network.AddressChanges != 2 {
+			t.Errorf("%v %+v", err, st.Network)
+		}
+	})
+
 	step("cleanup", func(t *testing.T) {
 		args := n1.flags("--cleanup", "--cni-bin-dir", n1.path("host", "bin"), "--cni-source-dir", c.bin)
 		if out, err := n1.inside(filepath.Join(c.bin, "causeway"), args...).CombinedOutput(); err == nil || !strings.Contains(string(out), "an agent runs on this node") {

@@ -200,13 +200,13 @@ func (n *node) flags(more ...string) []string {
 		"--run-dir", n.path("run"), "--state-dir", n.path("state"), "--cni-conf-dir", n.path("host", "net.d"), "--health-address", n.health}, more...)
 }
 
-// start starts the agent.
-func (n *node) start() {
+// start starts the agent, with more flags than all have.
+func (n *node) start(more ...string) {
 	n.t.Helper()
 	out, err := os.OpenFile(n.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	n.must(err)
 	defer out.Close()
-	cmd := n.inside(filepath.Join(n.bin, "causeway"), n.flags()...)
+	cmd := n.inside(filepath.Join(n.bin, "causeway"), n.flags(more...)...)
 	cmd.Stderr = out
 	n.agent, n.ended = cmd, n.launch(cmd)
 }
