@@ -285,8 +285,9 @@ var hasPorts = []uint8{model.ProtocolTCP, model.ProtocolUDP, model.ProtocolSCTP,
 // for. dst: it is the destination.
 func (c *compiler) peer(field string, e *model.EntityRule, r *model.Rule, own, dst bool) peerForm {
 	var out peerForm
+	nets, not := c.prefixes(field+".nets", e.Nets), c.prefixes(field+".notNets", e.NotNets)
 	for i, f := range families {
-		out.nets[i] = netsForm(ofFamily(c.prefixes(field+".nets", e.Nets), f), len(e.Nets) > 0, ofFamily(c.prefixes(field+".notNets", e.NotNets), f))
+		out.nets[i] = netsForm(ofFamily(nets, f), len(e.Nets) > 0, ofFamily(not, f))
 	}
 	positive := c.matching(field, e)
 	if positive != nil {
