@@ -237,7 +237,7 @@ func (w *world) inNamespace(labels map[string]string, ns string) map[string]stri
 	return out
 }
 
-// parents cuts the labels of namespace or service account out of labels.
+// cutPrefix is the labels that namespace or service account handed down.
 func cutPrefix(labels map[string]string, prefix string) map[string]string {
 	out := map[string]string{}
 	for k, v := range labels {
@@ -258,8 +258,7 @@ func sees(t *testing.T, text string, labels map[string]string) bool {
 // where asks namespace and service account selectors.
 func where(t *testing.T, nsSelector, saSelector string, labels map[string]string) bool {
 	t.Helper()
-	ns, in := labels[labelNamespace]
-	_ = ns
+	_, in := labels[labelNamespace]
 	switch nsSelector {
 	case "":
 	case "global()":

@@ -163,7 +163,7 @@ func (g generator) endpoint() model.PolicyEndpoint {
 	return m
 }
 
-func (g generator) entity(ns string, d Direction, dst bool, ports bool) model.EntityRule {
+func (g generator) entity(d Direction, dst bool, ports bool) model.EntityRule {
 	var e model.EntityRule
 	if svc := g.some(0.1) && dst == (d == Egress); svc {
 		if !dst || !ports {
@@ -211,7 +211,7 @@ func (g generator) rulePorts(p float64) []model.RulePort {
 	return out
 }
 
-func (g generator) rule(ns string, d Direction) model.Rule {
+func (g generator) rule(d Direction) model.Rule {
 	r := model.Rule{Action: pick(g, model.RuleAllow, model.RuleAllow, model.RuleDeny, model.RulePass, model.RuleLog), IPVersion: pick(g, 0, 0, 0, 4, 6), HTTP: g.some(0.05)}
 	switch g.IntN(5) {
 	case 0:
@@ -229,7 +229,7 @@ func (g generator) rule(ns string, d Direction) model.Rule {
 		r.Protocol = pick(g, model.ProtocolTCP, model.ProtocolUDP)
 	}
 	ports := r.Protocol == model.ProtocolTCP || r.Protocol == model.ProtocolUDP
-	r.Source, r.Destination = g.entity(ns, d, false, ports), g.entity(ns, d, true, ports)
+	r.Source, r.Destination = g.entity(d, false, ports), g.entity(d, true, ports)
 	return r
 }
 
@@ -262,10 +262,10 @@ func (g generator) policy() model.Policy {
 		}
 	}
 	for range g.IntN(4) {
-		p.Ingress = append(p.Ingress, g.rule(p.ID.Namespace, Ingress))
+		p.Ingress = append(p.Ingress, g.rule(Ingress))
 	}
 	for range g.IntN(3) {
-		p.Egress = append(p.Egress, g.rule(p.ID.Namespace, Egress))
+		p.Egress = append(p.Egress, g.rule(Egress))
 	}
 	if p.ID.Kind == model.PolicyCluster && g.some(0.3) && len(p.Egress) > 0 {
 		p.Egress[0].Destination = model.EntityRule{NodeSelector: g.selector()}
@@ -401,6 +401,9 @@ func walk(t *testing.T, g generator, steps int) {
 			g.step(t, w, e)
 		}
 		if g.some(0.2) {
+			as := NewProgram() // of the last Flush, whatever was set since
+			must(t, as.Apply(e.Whole()))
+			same(t, "what Whole says before a Flush", prog, as)
 			continue
 		}
 		flush()
