@@ -112,6 +112,7 @@ type Overlay struct {
 	in     input
 	noNode bool // the last snapshot did not have this node
 	status Status
+	done   *dataplane.Overlay // status is about it
 
 	synced atomic.Bool // stale routes of an earlier life are gone
 
@@ -247,7 +248,7 @@ func (o *Overlay) publish(in input, waiting string, err error) {
 		s.Tunnels = append(s.Tunnels, TunnelStatus{t.String(), t.Device(), wants[t], n.have[t] && !n.held[t], in.own[t], n.held[t]})
 	}
 	o.mu.Lock()
-	o.status = s
+	o.status, o.done = s, in.want
 	o.mu.Unlock()
 }
 

@@ -109,7 +109,7 @@ func (o *Overlay) look(ctx context.Context) error {
 		return err
 	}
 	o.now.have = o.there()
-	o.now.looked = true
+	o.now.looked, o.now.settling = true, true
 	return nil
 }
 
@@ -179,27 +179,47 @@ func (o *Overlay) make(ctx context.Context, in input, wants tunnels) error {
 
 // setDevices wants the devices of in, with the peers that routes of before may still lead to.
 func (o *Overlay) setDevices(in input, before *dataplane.Overlay) {
-	if before != nil && before.SameDevices(in.want) {
-		before = nil
-	}
 	n := &o.now
 	key := deviceKey{in.want, before, in.mtu, in.own}
-	if d := n.devices; key == d || d.want != nil && d.before == before && before == nil && d.mtu == in.mtu && d.own == in.own && d.want.SameDevices(in.want) {
-		n.devices = key
+	if key == n.devices {
 		return
 	}
+	var devices []model.TunnelDevice
+	if before != nil && !before.SameDevices(in.want) {
+		var beside bool
+		if devices, beside = o.withPeers(in, before); !beside {
+			key.before = nil
+		}
+	} else {
+		key.before = nil
+	}
+	d := n.devices
 	n.devices = key
-	devices := in.want.Devices(in.mtu, in.own)
-	if before != nil {
-		for _, old := range before.Devices(in.mtu, in.own) {
-			for i := range devices {
-				if d := &devices[i]; d.Tunnel == old.Tunnel {
-					d.Peers = addPeers(d.Peers, old.Peers, d.Addr)
-				}
+	if d.want != nil && d.before == nil && key.before == nil && d.mtu == in.mtu && d.own == in.own && d.want.SameDevices(in.want) {
+		return
+	}
+	if devices == nil {
+		devices = in.want.Devices(in.mtu, in.own)
+	}
+	if d.want != nil || len(devices) > 0 { // look has set none
+		o.cfg.Devices.Set(devices)
+	}
+}
+
+// withPeers are the devices of in with those peers of before that are no more, and whether
+// there are any.
+func (o *Overlay) withPeers(in input, before *dataplane.Overlay) (devices []model.TunnelDevice, beside bool) {
+	devices = in.want.Devices(in.mtu, in.own)
+	for _, old := range before.Devices(in.mtu, in.own) {
+		for i := range devices {
+			if d := &devices[i]; d.Tunnel == old.Tunnel {
+				peers := len(d.Peers)
+				d.Peers = addPeers(d.Peers, old.Peers, d.Addr)
+				beside = beside || len(d.Peers) > peers
 			}
 		}
 	}
-	o.cfg.Devices.Set(devices)
+	return devices, beside
 }
 
 // addPeers appends those of old whose address nobody has now.
