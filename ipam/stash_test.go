@@ -45,6 +45,29 @@ func TestOneWriteForMany(t *testing.T) {
 	}
 }
 
+// TestWritesLinger: what is not urgent waits for more, also where nobody speaks of tunnels.
+func TestWritesLinger(t *testing.T) {
+	s := ipamtest.NewStore()
+	snap := snapshot(pool(t, "a", "10.0.0.0/16", 24))
+	b := open(t, "n1", s, snap, func(c *ipam.Config) { c.Batch, c.Linger = time.Millisecond, time.Hour })
+	b.add(req("first"))
+	b.Set(snap)
+	b.flush()
+	before := s.Writes()
+	run, cancel := context.WithCancel(ctx)
+	done := make(chan error)
+	go func() { done <- b.Run(run) }()
+	b.add(req("second"))
+	<-time.After(100 * time.Millisecond) // a hundred times Batch
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if n := s.Writes() - before; n > 0 {
+		t.Errorf("an address out of a full stash was written %d times before its time", n)
+	}
+}
+
 // TestStoreAway: the stash serves ADDs, also across a restart, and DELs are kept (I4).
 func TestStoreAway(t *testing.T) {
 	s := ipamtest.NewStore()

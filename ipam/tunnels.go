@@ -269,12 +269,13 @@ func (a *Allocator) tidyTunnels(ctx context.Context) error {
 // reviewTunnels takes away the addresses of tunnels that nobody wishes for or that may not
 // keep theirs, and returns the tunnels for which one is to be searched now. a.mu is held.
 func (a *Allocator) reviewTunnels() []model.Tunnel {
+	// Whatever comes of it: Set and SetTunnels begin a new hurry when there is more to try.
+	a.tunnels.hurry = false
 	node, err := a.node()
 	if err != nil || !a.tunnels.wished {
 		a.tunnels.next = time.Time{}
 		return nil
 	}
-	a.tunnels.hurry = false
 	var missing []model.Tunnel
 	for t := range model.Tunnel(model.Tunnels) {
 		has := a.state.tunnels[t]
