@@ -188,6 +188,9 @@ func TestPorts(t *testing.T) {
 	m := model.PolicyEndpoint{ID: model.PolicyEndpointID{Namespace: "red", Name: "web"}, Interface: "cali1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
 		Ports: []model.EndpointPort{{Name: "http", Protocol: model.ProtocolTCP, Port: 8080}, {Name: "http", Protocol: model.ProtocolUDP, Port: 8080}}}
 	must(t, r.SetEndpoint(m))
+	// The port of a pod elsewhere says nothing of what comes in here.
+	m.ID.Name, m.Interface, m.Addresses = "far", "", []netip.Addr{netip.MustParseAddr("10.0.0.2")}
+	must(t, r.SetEndpoint(m))
 	p := allow()
 	e := &p.Ingress[0].Destination
 	e.Ports = []model.RulePort{{First: 81, Last: 90}, {Name: "http"}, {First: 80, Last: 80}, {First: 443, Last: 443}, {First: 85, Last: 100}, {Name: "http"}}
