@@ -43,11 +43,14 @@ type Rules interface {
 	WaitChains(context.Context, iptables.Table, ...string) error
 }
 
-// Config holds what a Guard works with. All fields are required.
+// Config holds what a Guard works with.
 type Config struct {
-	Log            *slog.Logger
-	Rules4, Rules6 Rules
-	Sets           Sets
+	Log            *slog.Logger // required
+	Rules4, Rules6 Rules        // required
+	Sets           Sets         // required
+	// Forget is called when IPIP of pods has become forbidden and the rules are in force; see
+	// ForgetTranslated, which it is unless it is given. Optional.
+	Forget func() error
 }
 
 // Guard puts the desired guards in force. Its methods may be called from anywhere; Run does
@@ -62,12 +65,17 @@ type Guard struct {
 	done   uint64              // the value of wanted that the last round took in
 	round  chan struct{}       // closed when a round ends, and replaced
 	err    error               // of the last round
+
+	forgot bool // IPIP of pods is forbidden, and what they sent before is forgotten; of Run's goroutine
 }
 
 // New makes a Guard. It does nothing until Run.
 func New(cfg Config) (*Guard, error) {
 	if cfg.Log == nil || cfg.Rules4 == nil || cfg.Rules6 == nil || cfg.Sets == nil {
 		return nil, errors.New("encapguard: Config needs Log, Rules4, Rules6 and Sets")
+	}
+	if cfg.Forget == nil {
+		cfg.Forget = ForgetTranslated
 	}
 	g := &Guard{cfg: cfg, round: make(chan struct{})}
 	g.loop = (&reconcile.Loop{Name: g.String(), Log: cfg.Log, Apply: g.apply}).Init()
@@ -164,6 +172,14 @@ func (g *Guard) bring(ctx context.Context, guards [2]model.EncapGuard) error {
 		}
 	}
 	g.cfg.Sets.InSync(Owner)
+	switch {
+	case !guards[0].IPIP || guards[0].PodsIPIP:
+		g.forgot = false
+	case !g.forgot && errors.Join(errs...) == nil:
+		err := g.cfg.Forget()
+		g.forgot = err == nil
+		errs = append(errs, err)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("encap-guard: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,10 +23,11 @@ import (
 
 // host is a kernel with sets and rules that know of each other.
 type host struct {
-	sets  *ipsettest.Kernel
-	rules [2]*iptablestest.Kernel
-	bad   error // of everything that sets are asked
-	t     *testing.T
+	sets   *ipsettest.Kernel
+	rules  [2]*iptablestest.Kernel
+	bad    error        // of everything that sets are asked
+	forgot atomic.Int32 // calls of Forget
+	t      *testing.T
 }
 
 func newHost(t *testing.T) *host {
@@ -111,7 +113,14 @@ func (h *host) agent() (guard *encapguard.Guard, sets *ipset.Reconciler, stop fu
 		h.t.Fatal(err)
 	}
 	run(sets.Run)
-	guard, err = encapguard.New(encapguard.Config{Log: log, Rules4: rules[0], Rules6: rules[1], Sets: sets})
+	guard, err = encapguard.New(encapguard.Config{Log: log, Rules4: rules[0], Rules6: rules[1], Sets: sets,
+		Forget: func() error {
+			if h.chain(0) == "" {
+				h.t.Error("connections are forgotten before the rules are in force")
+			}
+			h.forgot.Add(1)
+			return nil
+		}})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -213,6 +222,9 @@ func TestLife(t *testing.T) {
 
 	// A node that comes or goes is one member.
 	set(guard4, guard6)
+	if n := h.forgot.Load(); n != 2 {
+		t.Errorf("connections were forgotten %d times; twice IPIP of pods became forbidden", n)
+	}
 	h.sets.Log()
 	h.rules[0].Scripts()
 	more := guard4
