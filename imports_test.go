@@ -40,6 +40,7 @@ var exact = []rule{
 	{"bgp", []string{"*"}, []string{"std", "internal/model", "internal/selector"}, "pure"},
 	{"felix/dataplane", []string{"*"}, []string{"std", "internal/model", "internal/selector"}, "pure"},
 	{"felix/policy", []string{"*"}, []string{"std", "internal/model", "internal/selector"}, "pure"},
+	{"internal/nodeaddr", []string{"*"}, []string{"std"}, "pure"},
 }
 
 // soleImporters names, for an outside module, the only packages that may import it.

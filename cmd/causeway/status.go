@@ -5,7 +5,9 @@ import (
 	"slices"
 
 	"github.com/causeway-net/causeway/bgp/gobgp"
+	"github.com/causeway-net/causeway/felix/overlay"
 	"github.com/causeway-net/causeway/felix/route"
+	"github.com/causeway-net/causeway/felix/tunnel"
 	"github.com/causeway-net/causeway/internal/status"
 )
 
@@ -17,7 +19,7 @@ func (a *agent) status() status.Status {
 	st := status.Status{
 		Node: a.o.nodeName, Version: version, Started: a.started, MTU: a.podMTU(), Snapshot: snap.Revision,
 		Problems: slices.Concat(snap.Problems, bgpProblems, a.ipam.Problems()), Endpoints: a.ipam.Endpoints(), Adverts: adverts,
-		Warnings: a.warnings(), Source: status.Source{Datastore: a.o.datastore},
+		AddressChanges: a.links.AddressChanges(), Warnings: a.warnings(), Source: status.Source{Datastore: a.o.datastore},
 	}
 	if err := a.data.trouble(); err != nil {
 		st.Source.Error = err.Error()
@@ -41,6 +43,7 @@ func (a *agent) status() status.Status {
 	}
 	st.Speaker, st.Peers = speakerStatus(a.bgp.Status())
 	st.Routes = routeStatus(a.routes.Status())
+	st.Encapsulation = encapStatus(a.overlay.Status(), a.tunnels.Status())
 	return st
 }
 
@@ -82,6 +85,20 @@ func routeStatus(s route.Status) status.Routes {
 	}
 	for _, f := range s.Failures {
 		out.Errors = append(out.Errors, fmt.Sprintf("%s: %s (%d tries)", f.Prefix, f.Error, f.Tries))
+	}
+	return out
+}
+
+// encapStatus joins what decides about tunnels with what stands in the kernel.
+func encapStatus(o overlay.Status, devices []tunnel.Status) status.Encapsulation {
+	out := status.Encapsulation{Routes: o.Routes, Waiting: o.Waiting, Error: o.Error}
+	for _, t := range o.Tunnels {
+		st := status.Tunnel{Device: t.Device, Wanted: t.Wanted, Up: t.There, Address: t.Addr, Held: t.Held}
+		if i := slices.IndexFunc(devices, func(d tunnel.Status) bool { return d.Device == t.Device }); i >= 0 {
+			d := devices[i]
+			st.MTU, st.Peers, st.PeersWanted, st.Errors, st.ErrorCount = d.MTU, d.Peers, d.PeersWanted, d.Errors, d.ErrorCount
+		}
+		out.Tunnels = append(out.Tunnels, st)
 	}
 	return out
 }

@@ -21,9 +21,13 @@ import (
 	"github.com/causeway-net/causeway/cni-plugin/veth"
 	"github.com/causeway-net/causeway/felix"
 	"github.com/causeway-net/causeway/felix/dataplane"
+	"github.com/causeway-net/causeway/felix/encapguard"
+	"github.com/causeway-net/causeway/felix/ipset"
 	"github.com/causeway-net/causeway/felix/iptables"
 	"github.com/causeway-net/causeway/felix/link"
+	"github.com/causeway-net/causeway/felix/overlay"
 	"github.com/causeway-net/causeway/felix/route"
+	"github.com/causeway-net/causeway/felix/tunnel"
 	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/internal/node"
 	"github.com/causeway-net/causeway/internal/status"
@@ -37,18 +41,22 @@ type agent struct {
 	log     *slog.Logger
 	started time.Time
 
-	run    *runFolder
-	data   *datastore
-	ipam   *ipam.Allocator
-	routes *route.Table
-	rules  []reversePath // of IPv4 and IPv6
-	links  *link.Uplinks
-	felix  *felix.Dataplane
-	bgp    *gobgp.Reconciler
-	cni    *server.Server
-	pulse  *pulse
-	node   *node.Reporter    // nil without Kubernetes
-	list   *install.Conflist // nil unless wanted
+	run     *runFolder
+	data    *datastore
+	ipam    *ipam.Allocator
+	routes  *route.Table
+	rules   []reversePath // of IPv4 and IPv6
+	links   *link.Uplinks
+	sets    *ipset.Reconciler
+	guard   *encapguard.Guard
+	tunnels *tunnel.Devices
+	overlay *overlay.Overlay
+	felix   *felix.Dataplane
+	bgp     *gobgp.Reconciler
+	cni     *server.Server
+	pulse   *pulse
+	node    *node.Reporter    // nil without Kubernetes
+	list    *install.Conflist // nil unless wanted
 
 	applying sync.Mutex      // held while everyone is told of a snapshot; guards read
 	read     *model.Snapshot // as the datastore has it
@@ -74,13 +82,14 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	a.ipam, err = ipam.New(ipam.Config{
 		Node: o.nodeName, Store: a.data.store, JournalDir: o.stateDir, Log: log, Private: a.data.private,
 		Resync: a.data.resync, SearchEvery: a.data.searchEvery, Linger: a.data.linger,
+		Tunnels: a.setTunnels,
 	})
 	if err != nil {
 		return nil, err
 	}
 
 	a.routes, err = route.New(route.Config{
-		Log: log, Owners: []model.Owner{model.OwnerWorkload, model.OwnerBlock, model.OwnerBGP}, Resync: o.resync,
+		Log: log, Owners: []model.Owner{model.OwnerWorkload, model.OwnerBlock, model.OwnerTunnel, model.OwnerBGP}, Resync: o.resync,
 	})
 	if err != nil {
 		return nil, err
@@ -104,7 +113,11 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	}
 	a.links = link.New(link.Config{
 		Log: log, Resync: o.resync, ProcSys: o.procSys, IPv4: v4, IPv6: v6, OnChange: a.setAddresses,
+		Changed: func(mtu int) { a.overlay.SetMTU(mtu) },
 	})
+	if err := a.encapsulation(); err != nil {
+		return nil, err
+	}
 	known, err := knownEndpoints(log, o.procSys, a.ipam.Endpoints())
 	if err != nil {
 		return nil, err
@@ -159,6 +172,23 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	return a, nil
 }
 
+// encapsulation makes what stands between a route and its tunnel.
+func (a *agent) encapsulation() (err error) {
+	if a.sets, err = ipset.New(ipset.Config{Log: a.log, Owners: []string{encapguard.Owner}, Resync: a.o.resync}); err != nil {
+		return err
+	}
+	a.guard, err = encapguard.New(encapguard.Config{Log: a.log, Rules4: a.rules[0], Rules6: a.rules[1], Sets: a.sets})
+	if err != nil {
+		return err
+	}
+	a.tunnels = tunnel.New(tunnel.Config{Log: a.log, Resync: a.o.resync, ProcSys: a.o.procSys})
+	a.overlay, err = overlay.New(overlay.Config{
+		Log: a.log, Node: a.o.nodeName, Routes: a.routes, Devices: a.tunnels,
+		Addresses: a.ipam.SetTunnels, Guard: a.guard.Set, Guarded: a.guard.Wait,
+	})
+	return err
+}
+
 // parts are what must answer for the agent to be alive.
 func (a *agent) parts(socket string) []part {
 	answers := func(name string, ask func()) part { return part{name, func() error { ask(); return nil }} }
@@ -166,6 +196,9 @@ func (a *agent) parts(socket string) []part {
 		answers("agent", func() { a.podMTU() }),
 		answers("routes", func() { a.routes.Status() }),
 		answers("links", func() { a.links.Names() }),
+		answers("tunnels", func() { a.tunnels.Status() }),
+		answers("overlay", func() { a.overlay.Status() }),
+		answers("ipset", func() { a.sets.Status() }),
 		answers("bgp", func() { a.bgp.Glance() }),
 		answers("ipam", func() { a.ipam.Ready() }),
 		{"cni", func() error { return askCNI(socket) }},
@@ -213,7 +246,7 @@ func (a *agent) stages() [][]task.Task { return [][]task.Task{{a.cni}, a.tasks()
 // tasks are those that the CNI server needs, and all the others.
 func (a *agent) tasks() []task.Task {
 	ts := []task.Task{
-		a.routes, a.links, a.bgp, task.Func("ipam", a.ipam.Run), a.pulse, a.run,
+		a.routes, a.links, a.sets, a.guard, a.tunnels, a.overlay, a.bgp, task.Func("ipam", a.ipam.Run), a.pulse, a.run,
 		status.NewServer(status.Config{
 			Socket: filepath.Join(a.o.runDir, "agent.sock"), Health: a.o.healthAddress, Metrics: a.o.metricsAddress,
 			Read: a.status, Ready: a.ready, Live: a.pulse.live,
@@ -288,8 +321,24 @@ func (a *agent) apply() {
 	a.links.SetMTUPattern(snap.Felix.MTULinks)
 	a.routes.SetMetric(model.OwnerBGP, snap.BGP.RoutePriority4, snap.BGP.RoutePriority6)
 	a.felix.Set(snap) // before a pod can get an address of a pool that is new
+	a.overlay.Set(snap)
 	a.ipam.Set(snap)
 	a.advertise()
+}
+
+// setTunnels hears which addresses this node's tunnels have.
+func (a *agent) setTunnels(own [model.Tunnels]netip.Addr) {
+	a.overlay.SetAddrs(own)
+	if a.node == nil {
+		return // nobody writes the annotations of a manifest
+	}
+	var ends [model.Tunnels]model.TunnelEnd
+	for i, addr := range own {
+		if t := model.Tunnel(i); addr.IsValid() {
+			ends[t] = tunnel.End(a.o.nodeName, t, addr)
+		}
+	}
+	a.node.SetTunnels(ends)
 }
 
 // setOutside hears of pod addresses that no block of ours covers.
@@ -437,6 +486,15 @@ func (a *agent) warnings() []string {
 		if err := r.Status().Err; err != nil {
 			out = append(out, fmt.Sprintf("%s: %v", r, err))
 		}
+	}
+	if err := a.sets.Status().Err; err != nil {
+		out = append(out, fmt.Sprintf("%s: %v", a.sets, err))
+	}
+	if err := a.guard.Err(); err != nil {
+		out = append(out, fmt.Sprintf("%s: %v", a.guard, err))
+	}
+	if e := a.overlay.Status().Error; e != "" {
+		out = append(out, fmt.Sprintf("%s: %s", a.overlay, e))
 	}
 	return out
 }

@@ -94,6 +94,7 @@ func printStatus(w io.Writer, st status.Status) {
 		fmt.Fprintf(w, "\t%s\n", st.Speaker.Error)
 	}
 	fmt.Fprintf(w, "Pods\t%d, MTU %d\nBlocks\t%d\nRoutes\t%s\n", len(st.Endpoints), st.MTU, len(st.Blocks), routeCounts(st.Routes.ByOwner))
+	printTunnels(w, st.Encapsulation)
 	for _, l := range []struct {
 		what  string
 		lines []string
@@ -108,6 +109,38 @@ func printStatus(w io.Writer, st status.Status) {
 		}
 	}
 	printProblems(w, st)
+}
+
+// printTunnels prints a line for each encapsulation device and what is wrong with it.
+func printTunnels(w io.Writer, e status.Encapsulation) {
+	for _, t := range e.Tunnels {
+		state := "down"
+		switch {
+		case t.Held:
+			state = "cannot be made; what would go through it stays as it was"
+		case t.Up && !t.Wanted:
+			state = "up, not wanted any more"
+		case t.Up:
+			state = "up"
+		}
+		fmt.Fprintf(w, "Tunnel\t%s %s", t.Device, state)
+		if t.Address.IsValid() {
+			fmt.Fprintf(w, ", %s", t.Address)
+		}
+		if t.MTU != 0 {
+			fmt.Fprintf(w, ", MTU %d", t.MTU)
+		}
+		if t.PeersWanted != 0 {
+			fmt.Fprintf(w, ", %d of %d nodes", t.Peers, t.PeersWanted)
+		}
+		fmt.Fprintln(w)
+		for _, s := range t.Errors {
+			fmt.Fprintf(w, "\t%s\n", s)
+		}
+	}
+	if e.Waiting != "" {
+		fmt.Fprintf(w, "\tthe change goes on after: %s\n", e.Waiting)
+	}
 }
 
 // printNetwork prints what Kubernetes is told of the node.

@@ -14,6 +14,15 @@ import (
 
 const kinds = model.Tunnels
 
+// End is what a node tells others of its end of a tunnel that has the address addr.
+func End(node string, k model.Tunnel, addr netip.Addr) model.TunnelEnd {
+	end := model.TunnelEnd{Addr: addr}
+	if k != model.TunnelIPIP {
+		end.MAC = nodeMAC(node, k).String()
+	}
+	return end
+}
+
 // MAC is the address of the VXLAN device of kind k of a node, derived from the node's name
 // as Calico's VXLANResolver does (felix/calc/vxlan_resolver.go): the letter "f" (66, a
 // locally administered unicast address) and the first five bytes of the name's SHA-1; for

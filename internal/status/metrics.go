@@ -32,12 +32,15 @@ var (
 	descNetwork    = desc("node_network_available", "1 while the node can carry traffic; what the condition NetworkUnavailable says, without its grace time.")
 	descMoved      = desc("node_address_changes_total", "Changes of the node's address since the agent started.")
 	descDropped    = desc("events_dropped_total", "Kubernetes events that were not sent, to spare the API server.")
+	descTunnelUp   = desc("tunnel_up", "1 when the encapsulation device that the node needs is up.", "device")
+	descTunnelGone = desc("tunnel_peers_missing", "Nodes that the encapsulation device should reach and has no entries for.", "device")
+	descTunnelErrs = desc("tunnel_errors", "What keeps the encapsulation device from being as it should.", "device")
 	descPeerRoutes = desc("bgp_peer_routes", "Routes of the session.", "peer", "direction")
 )
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descReady, descWarnings, descProblems, descEndpoints, descBlocks, descAddresses, descRoutes,
-		descUnresolved, descConflicts, descLeftOut, descRouteErrs, descRestarts, descSourceUp, descNetwork, descMoved, descDropped, descPeerUp, descPeerHeld, descPeerRoutes} {
+		descUnresolved, descConflicts, descLeftOut, descRouteErrs, descRestarts, descSourceUp, descNetwork, descMoved, descDropped, descPeerUp, descPeerHeld, descTunnelUp, descTunnelGone, descTunnelErrs, descPeerRoutes} {
 		ch <- d
 	}
 }
@@ -83,6 +86,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descConflicts, float64(st.Routes.ConflictCount))
 	gauge(descLeftOut, float64(st.Routes.LeftOutCount))
 	gauge(descRouteErrs, float64(st.Routes.ErrorCount))
+	for _, t := range st.Encapsulation.Tunnels {
+		if t.Wanted {
+			gauge(descTunnelUp, truth(t.Up), t.Device)
+			gauge(descTunnelGone, float64(t.PeersWanted-t.Peers), t.Device)
+			gauge(descTunnelErrs, float64(t.ErrorCount), t.Device)
+		}
+	}
 	ch <- prometheus.MustNewConstMetric(descRestarts, prometheus.CounterValue, float64(st.Speaker.Restarts))
 	for _, p := range st.Peers {
 		addr := p.Address.String()

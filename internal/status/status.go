@@ -38,6 +38,8 @@ type Status struct {
 	Peers     []Peer           `json:"peers,omitempty"`
 	Adverts   []netip.Prefix   `json:"adverts,omitempty"`
 	Routes    Routes           `json:"routes"`
+
+	Encapsulation Encapsulation `json:"encapsulation,omitzero"`
 }
 
 // Source is the datastore as the agent sees it.
@@ -91,6 +93,28 @@ type Peer struct {
 type HeldBack struct {
 	Until  time.Time `json:"until"`
 	Reason string    `json:"reason"`
+}
+
+// Encapsulation is how packets reach pods across subnets.
+type Encapsulation struct {
+	Tunnels []Tunnel `json:"tunnels,omitempty"` // those that the node needs, or still has
+	Routes  int      `json:"routes,omitempty"`  // made of blocks
+	Waiting string   `json:"waiting,omitempty"` // what a change that is under way waits for
+	Error   string   `json:"error,omitempty"`   // what keeps it from going on; it is tried again
+}
+
+// Tunnel is an encapsulation device.
+type Tunnel struct {
+	Device      string     `json:"device"`
+	Wanted      bool       `json:"wanted"`
+	Up          bool       `json:"up"`
+	Held        bool       `json:"held,omitempty"` // it cannot be made: what would go through it stays as it was
+	Address     netip.Addr `json:"address,omitzero"`
+	MTU         int        `json:"mtu,omitempty"` // bytes, in the kernel
+	Peers       int        `json:"peers"`         // nodes whose entries are in the kernel; IPIP needs none
+	PeersWanted int        `json:"peersWanted"`
+	Errors      []string   `json:"errors,omitempty"`
+	ErrorCount  int        `json:"errorCount,omitempty"`
 }
 
 // Routes is the route table's state.

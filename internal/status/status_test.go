@@ -21,9 +21,10 @@ func TestServe(t *testing.T) {
 	want := Status{
 		Node: "a", Ready: true, Routes: Routes{ByOwner: map[string]int{"bgp": 3}},
 		Source: Source{Datastore: "kubernetes", Error: "connection refused"}, Network: &Network{Condition: "False", AddressChanges: 2},
-		Problems:  []model.Problem{{Object: model.Object{Kind: "IPPool", Name: "p"}, Field: ".spec.cidr", Message: "bad"}},
-		Endpoints: []model.Endpoint{{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}},
-		Peers:     []Peer{{Address: netip.MustParseAddr("192.0.2.1"), ASN: 4200000000, State: "Established", HeldBack: &HeldBack{Reason: "r"}}},
+		Encapsulation: Encapsulation{Tunnels: []Tunnel{{Device: "vxlan.calico", Wanted: true, Up: true, Peers: 2, PeersWanted: 3}}},
+		Problems:      []model.Problem{{Object: model.Object{Kind: "IPPool", Name: "p"}, Field: ".spec.cidr", Message: "bad"}},
+		Endpoints:     []model.Endpoint{{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}},
+		Peers:         []Peer{{Address: netip.MustParseAddr("192.0.2.1"), ASN: 4200000000, State: "Established", HeldBack: &HeldBack{Reason: "r"}}},
 	}
 	socket := filepath.Join(t.TempDir(), "agent.sock")
 	var why, dead error
@@ -69,6 +70,8 @@ func TestServe(t *testing.T) {
 		`causeway_ipam_addresses_in_use 2`,
 		`causeway_routes{owner="bgp"} 3`,
 		`causeway_bgp_peer_established{asn="4200000000",peer="192.0.2.1"} 1`,
+		`causeway_tunnel_up{device="vxlan.calico"} 1`,
+		`causeway_tunnel_peers_missing{device="vxlan.calico"} 1`,
 		`causeway_bgp_peer_held_back{peer="192.0.2.1"} 1`,
 	} {
 		if !strings.Contains(metrics, line) {
