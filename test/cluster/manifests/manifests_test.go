@@ -321,11 +321,11 @@ func TestPoliciesCoverRights(t *testing.T) {
 // TestChart renders the chart with other values, and with wrong ones.
 func TestChart(t *testing.T) {
 	out, err := template(t, "--namespace", "net", "--set",
-		"image.tag=v1,agent.metricsAddress=:9091,agent.healthAddress=[::1]:9099,agent.resync=1m,agent.maxUnavailable=10%,agent.bgpSecrets={a,b},imagePullSecrets={p},kubernetesService.host=192.0.2.1,kubernetesService.port=6443,"+
+		"image.tag=v1,agent.metricsAddress=:9091,agent.healthAddress=[::1]:9099,agent.resync=1m,agent.ipAutodetectionMethod=interface=eth.*,agent.ip6AutodetectionMethod=none,agent.maxUnavailable=10%,agent.bgpSecrets={a,b},imagePullSecrets={p},kubernetesService.host=192.0.2.1,kubernetesService.port=6443,"+
 			"controller.replicas=1,controller.nodeGrace=1m30s,controller.defaultPools.ipv4.cidr=10.1.0.0/16,controller.defaultPools.ipv4.natOutgoing=false,controller.defaultPools.ipv6.cidr=none,policies.warnings=false")
 	must(t, err)
 	for _, want := range []string{
-		"image: docker.io/causeway-net/causeway:v1", "--metrics-address=:9091", `host: "::1", port: 9099`, "--resync=1m", "maxUnavailable: 10%", "- name: p",
+		"image: docker.io/causeway-net/causeway:v1", "--metrics-address=:9091", `host: "::1", port: 9099`, "--resync=1m", `"--ip-autodetection-method=interface=eth.*"`, `"--ip6-autodetection-method=none"`, "maxUnavailable: 10%", "- name: p",
 		"value: \"192.0.2.1\"", "value: \"6443\"", "replicas: 1", "--node-grace=1m30s", "--ipv4-pool=10.1.0.0/16", "--ipv4-pool-nat-outgoing=false", "--ipv6-pool=none",
 		"'system:serviceaccount:net:causeway-agent'", "--secret-namespace=net", "--namespace=net",
 	} {
@@ -351,7 +351,7 @@ func TestChart(t *testing.T) {
 
 	for _, bad := range []string{
 		"agent.logLevel=loud", "agent.unknown=1", "agent.healthAddress=0.0.0.0:9099", "agent.healthAddress=9099", "agent.maxUnavailable=0", "agent.maxUnavailable=0%", "agent.iptablesBackend=nftables",
-		"agent.resync=90", "agent.cniBinDir=opt/cni/bin", "agent.bgpSecrets={A_B}", "agent.bgpSecrets=bgp-secrets", "controller.replicas=0", "controller.defaultPools.ipv6.ipipMode=Always",
+		"agent.resync=90", "agent.ipAutodetectionMethod=eth0", "agent.cniBinDir=opt/cni/bin", "agent.bgpSecrets={A_B}", "agent.bgpSecrets=bgp-secrets", "controller.replicas=0", "controller.defaultPools.ipv6.ipipMode=Always",
 		"controller.defaultPools.ipv4.blockSize=19", "controller.defaultPools.ipv4.cidr=ten", "controller.defaultPools.ipv5.cidr=none", "image.pullPolicy=Sometimes", "image.tag=a b", "kubernetesService.port=70000",
 		"policies.nodeBinding=maybe", "unknown=1",
 	} {
