@@ -77,7 +77,7 @@ spec: {node: n1, peerIP: %s, asNumber: %d, sourceAddress: None}
 	})
 
 	// The first crash: everyone comes back, nobody is held back.
-	crash(t, ctx, spine, bad)
+	crash(t, ctx, n1, spine, bad)
 	deaths := st.Speaker.Restarts
 	await(t, ctx, n1, "the others are back", func(st status.Status) error {
 		if st.Speaker.Restarts == deaths {
@@ -88,7 +88,7 @@ spec: {node: n1, peerIP: %s, asNumber: %d, sourceAddress: None}
 
 	// One second later it returns, and does it again.
 	streams.afterwards(t, time.Second)
-	crash(t, ctx, spine, bad)
+	crash(t, ctx, n1, spine, bad)
 	var heldAt time.Time
 	await(t, ctx, n1, "the peer is held back", func(st status.Status) error {
 		i := hostileIndex(st)
@@ -147,9 +147,15 @@ func othersEstablished(st status.Status) error {
 	return nil
 }
 
-// crash opens a session from the spine and sends the bad message once it is Established.
-func crash(t *testing.T, ctx context.Context, spine *lab.Node, bad []byte) {
+// crash opens a session from the spine to n1 and sends the bad message once it is
+// Established. A connection may also end for other reasons, so it counts only when n1's
+// agent says that its speaker died.
+func crash(t *testing.T, ctx context.Context, n1, spine *lab.Node, bad []byte) {
 	t.Helper()
+	before, err := fabric.Status(ctx, n1)
+	if err != nil {
+		t.Fatal(err)
+	}
 	scenario.Eventually(t, 20*time.Second, "a session with the victim that ends in its death", func() error {
 		var conn net.Conn
 		err := spine.Do(func() (err error) {
@@ -161,7 +167,18 @@ func crash(t *testing.T, ctx context.Context, spine *lab.Node, bad []byte) {
 			return err
 		}
 		defer conn.Close()
-		return session(conn, bad)
+		if err := session(conn, bad); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, lab.Slow(5*time.Second))
+		defer cancel()
+		return fabric.Poll(ctx, "the connection ended", func() error {
+			st, err := fabric.Status(ctx, n1)
+			if err == nil && st.Speaker.Restarts == before.Speaker.Restarts {
+				err = errors.New("the speaker lives")
+			}
+			return err
+		})
 	})
 }
 
