@@ -197,9 +197,8 @@ func TestApply(t *testing.T) {
 		t.Run(overlay, func(t *testing.T) {
 			warnings, err := apiserver.ApplyYAML(t.Context(), config, kustomize(t, "overlays/"+overlay))
 			must(t, err)
-			// What is not in force must be said.
-			if got := strings.Contains(strings.Join(warnings, "\n"), "spec.vxlanMode"); got != (overlay == "vxlan") {
-				t.Errorf("warnings are %q", warnings)
+			if len(warnings) > 0 {
+				t.Errorf("something in it is not in force: %q", warnings)
 			}
 		})
 	}
