@@ -66,7 +66,9 @@ type Guard struct {
 	round  chan struct{}       // closed when a round ends, and replaced
 	err    error               // of the last round
 
-	forgot bool // IPIP of pods is forbidden, and what they sent before is forgotten; of Run's goroutine
+	// These belong to the goroutine of Run.
+	forgot bool // IPIP of pods is forbidden, and what they sent before is forgotten
+	warned bool // that it could not be
 }
 
 // New makes a Guard. It does nothing until Run.
@@ -176,9 +178,13 @@ func (g *Guard) bring(ctx context.Context, guards [2]model.EncapGuard) error {
 	case !guards[0].IPIP || guards[0].PodsIPIP:
 		g.forgot = false
 	case !g.forgot && errors.Join(errs...) == nil:
+		// The rules are in force whatever comes of it, and the kernel may have no way to do it.
 		err := g.cfg.Forget()
 		g.forgot = err == nil
-		errs = append(errs, err)
+		if err != nil && !g.warned {
+			g.cfg.Log.Warn("connections of IPIP that pods made before may go on", "reconciler", g.String(), "error", err)
+		}
+		g.warned = err != nil
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("encap-guard: %w", err)

@@ -108,7 +108,7 @@ type Config struct {
 	// Resync is the longest time until all members are read again. Optional: 90 s.
 	Resync time.Duration
 	// Glance is how often the headers of sets are looked at. Optional: DefaultGlance; it
-	// becomes longer where one look takes more than a hundredth of it.
+	// becomes longer, up to 10 s, where one look takes more than half a percent of it.
 	Glance time.Duration
 	// MaxElem is the least limit of members that a set is made with. The kernel takes no
 	// memory for it, and a set that outgrows it gets a larger one. Optional: DefaultMaxElem.

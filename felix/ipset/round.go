@@ -15,6 +15,8 @@ const (
 	// The wait after the failure of one set, while others may poke the loop often.
 	minRetry = 100 * time.Millisecond
 	maxRetry = 30 * time.Second
+	// maxGlance bounds the time between two looks at the headers.
+	maxGlance = 10 * time.Second
 )
 
 // look reads what stands in the kernel, as far as it is time to: everything at a resync and
@@ -28,8 +30,8 @@ func (r *Reconciler) look(ctx context.Context, now time.Time, resync bool) error
 	if err != nil {
 		return err
 	}
-	// A hundredth of the time at most goes into looking.
-	r.looked, r.every = now, max(r.cfg.Glance, 100*time.Since(now))
+	// Half a percent of the time at most goes into looking.
+	r.looked, r.every = now, max(r.cfg.Glance, min(200*time.Since(now), maxGlance))
 	there := make(map[string]*Header, len(headers))
 	for i := range headers {
 		h := &headers[i]
