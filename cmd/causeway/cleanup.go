@@ -17,8 +17,11 @@ import (
 	"github.com/causeway-net/causeway/cni-plugin/install"
 	"github.com/causeway-net/causeway/cni-plugin/veth"
 	"github.com/causeway-net/causeway/felix"
+	"github.com/causeway-net/causeway/felix/ipset"
 	"github.com/causeway-net/causeway/felix/iptables"
 	"github.com/causeway-net/causeway/felix/route"
+	"github.com/causeway-net/causeway/felix/tunnel"
+	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/internal/node"
 )
 
@@ -91,7 +94,24 @@ func (o options) cleanupSteps(log *slog.Logger) []func(context.Context) ([]strin
 			}
 			return []string{fmt.Sprintf("%d routes of protocol %d removed", n, route.DefaultProtocol)}, err
 		},
+		func(ctx context.Context) ([]string, error) {
+			gone, err := tunnel.Remove(ctx, tunnel.Config{Log: log, ProcSys: o.procSys})
+			for i, name := range gone {
+				gone[i] = fmt.Sprintf("link %s removed", name)
+				if name == model.TunnelIPIP.Device() { // the kernel's own, which cannot be
+					gone[i] = fmt.Sprintf("link %s set down, without our address", name)
+				}
+			}
+			return gone, err
+		},
 		func(ctx context.Context) ([]string, error) { return removeRules(ctx, log) },
+		func(ctx context.Context) ([]string, error) { // after the rules, which refer to them
+			n, err := ipset.Remove(ctx, ipset.NewHost())
+			if n == 0 {
+				return nil, err
+			}
+			return []string{fmt.Sprintf("%d ipsets removed", n)}, err
+		},
 	}
 	if o.datastore == kubernetes {
 		steps = append(steps, func(ctx context.Context) ([]string, error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,8 +59,10 @@ type agent struct {
 	node    *node.Reporter    // nil without Kubernetes
 	list    *install.Conflist // nil unless wanted
 
-	applying sync.Mutex      // held while everyone is told of a snapshot; guards read
-	read     *model.Snapshot // as the datastore has it
+	told     chan struct{}    // closed with the first snapshot
+	forced   iptables.Backend // by that snapshot; set before told is closed
+	applying sync.Mutex       // held while everyone is told of a snapshot; guards read
+	read     *model.Snapshot  // as the datastore has it
 
 	mu          sync.Mutex      // guards what follows
 	snap        *model.Snapshot // read, with this node's addresses as they were found
@@ -73,7 +76,7 @@ type agent struct {
 
 // newAgent makes all parts; nothing runs yet.
 func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
-	a := &agent{o: o, log: log, started: time.Now(), snap: &model.Snapshot{}, run: run}
+	a := &agent{o: o, log: log, started: time.Now(), told: make(chan struct{}), snap: &model.Snapshot{}, run: run}
 	run.log, run.mark = log, a.remark
 	var err error
 	if a.data, err = openDatastore(o, log, a.setSnapshot); err != nil {
@@ -260,9 +263,21 @@ func (a *agent) tasks() []task.Task {
 		ts = append(ts, a.list)
 	}
 	for _, r := range a.rules {
-		ts = append(ts, r)
+		ts = append(ts, task.Func(r.String(), func(ctx context.Context) error { return a.runRules(ctx, r.Reconciler) }))
 	}
 	return ts
+}
+
+// runRules runs a reconciler of rules as soon as the datastore has said with which backend;
+// until then what an earlier agent left stands. What the command line says goes first.
+func (a *agent) runRules(ctx context.Context, r *iptables.Reconciler) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-a.told:
+	}
+	r.Force(a.forced)
+	return r.Run(ctx)
 }
 
 // restarting reports whether an agent told peers anything since the node started, so that
@@ -319,11 +334,30 @@ func (a *agent) apply() {
 	a.snap = snap
 	a.mu.Unlock()
 	a.links.SetMTUPattern(snap.Felix.MTULinks)
+	a.routes.SetResync(snap.Felix.RoutesResync)
+	for _, r := range a.rules {
+		r.SetResync(snap.Felix.RulesResync)
+	}
 	a.routes.SetMetric(model.OwnerBGP, snap.BGP.RoutePriority4, snap.BGP.RoutePriority6)
 	a.felix.Set(snap) // before a pod can get an address of a pool that is new
 	a.overlay.Set(snap)
 	a.ipam.Set(snap)
 	a.advertise()
+	select {
+	case <-a.told:
+	default:
+		a.forced = a.backendOf(snap)
+		close(a.told)
+	}
+}
+
+// backendOf is the backend of iptables that is asked for. The command line goes first, as
+// the environment does in Calico.
+func (a *agent) backendOf(snap *model.Snapshot) iptables.Backend {
+	if a.o.iptablesBackend != "auto" {
+		return iptables.Backend(a.o.iptablesBackend)
+	}
+	return iptables.Backend(snap.Felix.IPTables)
 }
 
 // setTunnels hears which addresses this node's tunnels have.
@@ -486,6 +520,16 @@ func (a *agent) warnings() []string {
 		if err := r.Status().Err; err != nil {
 			out = append(out, fmt.Sprintf("%s: %v", r, err))
 		}
+	}
+	a.mu.Lock()
+	snap := a.snap
+	a.mu.Unlock()
+	select {
+	case <-a.told:
+		if b := a.backendOf(snap); b != a.forced {
+			out = append(out, fmt.Sprintf("FelixConfiguration: iptablesBackend asks for %q now: restart the agent to bring that into force; no flow is lost", cmp.Or(string(b), "auto")))
+		}
+	default:
 	}
 	if err := a.sets.Status().Err; err != nil {
 		out = append(out, fmt.Sprintf("%s: %v", a.sets, err))

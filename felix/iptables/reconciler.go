@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,18 +29,19 @@ type Reconciler struct {
 	// healEvery keeps us from racing somebody who undoes our changes as we undo theirs.
 	healEvery time.Duration
 
-	mu      sync.Mutex
-	pending map[Table]*change
-	set     map[Table]bool            // tables that Set was called for
-	hooked  map[Table]map[string]bool // chains of others that have hooks of ours
-	drifted map[Table]bool            // somebody else changed what is ours
-	healed  time.Time                 // when drift last poked the loop
-	told    bool                      // the kernel tells of changes
-	wanted  uint64                    // counts Set and Update
-	done    uint64                    // the value of wanted that the last round took in
-	round   chan struct{}             // closed when a round ends, and replaced
-	err     error                     // of the last round
-	status  Status
+	mu        sync.Mutex
+	resyncSet time.Duration // SetResync's; 0: resync
+	pending   map[Table]*change
+	set       map[Table]bool            // tables that Set was called for
+	hooked    map[Table]map[string]bool // chains of others that have hooks of ours
+	drifted   map[Table]bool            // somebody else changed what is ours
+	healed    time.Time                 // when drift last poked the loop
+	told      bool                      // the kernel tells of changes
+	wanted    uint64                    // counts Set and Update
+	done      uint64                    // the value of wanted that the last round took in
+	round     chan struct{}             // closed when a round ends, and replaced
+	err       error                     // of the last round
+	status    Status
 
 	// The rest belongs to the goroutine of Run.
 	tables map[Table]*table
@@ -294,6 +296,21 @@ func (r *Reconciler) changed(changes []Change) {
 	r.loop.Poke()
 }
 
+// Force makes Run use that backend of the host, whatever Config says; Auto changes nothing.
+// It must be called before Run.
+func (r *Reconciler) Force(b Backend) {
+	if h, ok := r.kernel.(*Host); ok && b != Auto {
+		r.kernel = NewHost(r.family, b, h.timeout)
+	}
+}
+
+// SetResync is Config.Resync from the next round on; 0 means that of the Config.
+func (r *Reconciler) SetResync(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.resyncSet = d
+}
+
 // apply is one round of the loop.
 func (r *Reconciler) apply(ctx context.Context, resync bool) error {
 	backend, err := r.kernel.Backend(ctx)
@@ -314,8 +331,8 @@ func (r *Reconciler) apply(ctx context.Context, resync bool) error {
 	if len(drifted) > 0 {
 		r.healed = time.Now()
 	}
-	r.loop.Resync = r.resync
-	if r.resync == 0 {
+	r.loop.Resync = cmp.Or(r.resyncSet, r.resync)
+	if r.loop.Resync == 0 {
 		r.loop.Resync = resyncWhereNotKnown
 		if r.told {
 			r.loop.Resync = resyncWhereWatched

@@ -133,6 +133,9 @@ func (t *Table) Replace(owner model.Owner, routes []model.Route) {
 	t.ask(request{kind: reqReplace, owner: owner, replace: routes})
 }
 
+// SetResync is Config.Resync from the next dump on; 0 means that of the Config.
+func (t *Table) SetResync(d time.Duration) { t.loop.SetResync(d) }
+
 // SetMetric gives an owner's routes that name no metric one of their own, by family; 0
 // means Config.Metric. Routes that stand at the old one move, make before break.
 func (t *Table) SetMetric(owner model.Owner, v4, v6 int) {

@@ -22,13 +22,33 @@ func kindsOf(w world) []model.Tunnel {
 	return []model.Tunnel{model.TunnelVXLAN4, model.TunnelVXLAN6}
 }
 
+// removed removes all: it hears of the devices that were there, and then of none.
 func removed(t *testing.T, w world) {
 	t.Helper()
-	w.run(func() {
-		if err := w.remove(); err != nil {
-			t.Errorf("remove: %v", err)
+	for first := true; ; first = false {
+		before := strings.Join(w.dump(), "\n")
+		var gone []string
+		w.run(func() {
+			var err error
+			if gone, err = w.remove(); err != nil {
+				t.Errorf("remove: %v", err)
+			}
+		})
+		for _, name := range gone {
+			if !strings.Contains(before, name) {
+				t.Errorf("%s was removed and was not there:\n%s", name, before)
+			}
 		}
-	})
+		if !first {
+			if len(gone) > 0 {
+				t.Errorf("removed again: %v", gone)
+			}
+			break
+		}
+		if strings.Contains(before, model.TunnelVXLAN4.Device()+" ") && !slices.Contains(gone, model.TunnelVXLAN4.Device()) {
+			t.Errorf("removed %v of:\n%s", gone, before)
+		}
+	}
 	want(t, w, nil, "removed")
 }
 
@@ -181,7 +201,7 @@ func TestForeignTunl0(t *testing.T) {
 		}
 		stop()
 		w.run(func() {
-			if err := w.remove(); err != nil {
+			if _, err := w.remove(); err != nil {
 				t.Error(err)
 			}
 		})

@@ -168,13 +168,25 @@ func (d *Devices) Run(ctx context.Context) error {
 	return err
 }
 
-// Remove takes away what an agent left, marks and all: for cleaning a node up.
-func Remove(ctx context.Context, cfg Config) error { return New(cfg).remove(ctx) }
+// Remove takes away what an agent left, marks and all, for cleaning a node up. It returns the
+// names of the devices that are gone, or for tunl0 down and without our address.
+func Remove(ctx context.Context, cfg Config) (gone []string, err error) { return New(cfg).remove(ctx) }
 
-func (d *Devices) remove(ctx context.Context) error {
+func (d *Devices) remove(ctx context.Context) (gone []string, err error) {
 	defer d.closeKernel()
 	d.Set(nil)
-	return d.apply(ctx, true)
+	d.Keep(true) // look first
+	if err := d.apply(ctx, true); err != nil {
+		return nil, err
+	}
+	for _, s := range d.Status() {
+		gone = append(gone, s.Device)
+	}
+	d.Keep(false)
+	if err := d.apply(ctx, true); err != nil {
+		return nil, err
+	}
+	return gone, nil
 }
 
 func (d *Devices) closeKernel() {

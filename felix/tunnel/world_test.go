@@ -28,7 +28,7 @@ type world interface {
 	harm(op)    // done by somebody else
 	dump() []string
 	hasIPIP() bool
-	remove() error // Remove, called on a thread of the world
+	remove() ([]string, error) // Remove, called on a thread of the world
 }
 
 // worlds runs a scenario over the fake and over the real kernel.
@@ -53,8 +53,10 @@ func (w *fakeWorld) devices(log *slog.Logger) *Devices {
 	return d
 }
 
-func (w *fakeWorld) run(f func())  { f() }
-func (w *fakeWorld) remove() error { return w.devices(discard).remove(context.Background()) }
+func (w *fakeWorld) run(f func()) { f() }
+func (w *fakeWorld) remove() ([]string, error) {
+	return w.devices(discard).remove(context.Background())
+}
 func (w *fakeWorld) hasIPIP() bool { return !w.noIPIP }
 
 // netns is a network namespace and a thread in it.
@@ -146,7 +148,7 @@ func (n *netns) hasIPIP() bool { return n.ipip }
 
 func (n *netns) devices(log *slog.Logger) *Devices { return New(Config{Log: log, Resync: time.Hour}) }
 
-func (n *netns) remove() error { return Remove(context.Background(), Config{Log: discard}) }
+func (n *netns) remove() ([]string, error) { return Remove(context.Background(), Config{Log: discard}) }
 
 // try runs ip(8) or bridge(8) inside.
 func (n *netns) try(program, args string) (string, error) {

@@ -4,9 +4,11 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,6 +27,7 @@ type Loop struct {
 
 	poke   chan struct{}
 	resync chan struct{}
+	every  atomic.Int64 // SetResync's, nanoseconds; 0: Resync
 }
 
 // Init readies the loop; the zero durations get their defaults. It returns l.
@@ -48,6 +51,10 @@ func (l *Loop) Poke() { offer(l.poke) }
 
 // PokeResync asks for an Apply that reads the actual state anew.
 func (l *Loop) PokeResync() { offer(l.resync) }
+
+// SetResync is Resync from the next resync on, from any goroutine; 0 means what the Loop was
+// made with.
+func (l *Loop) SetResync(d time.Duration) { l.every.Store(int64(d)) }
 
 func offer(c chan struct{}) {
 	select {
@@ -100,11 +107,12 @@ func (l *Loop) Run(ctx context.Context) error {
 }
 
 func (l *Loop) jittered() time.Duration {
-	tenth := int64(l.Resync / 10)
+	every := cmp.Or(time.Duration(l.every.Load()), l.Resync)
+	tenth := int64(every / 10)
 	if tenth == 0 {
-		return l.Resync
+		return every
 	}
-	return l.Resync + time.Duration(rand.Int64N(2*tenth)-tenth)
+	return every + time.Duration(rand.Int64N(2*tenth)-tenth)
 }
 
 func (l *Loop) String() string { return l.Name }

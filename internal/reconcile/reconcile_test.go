@@ -63,3 +63,33 @@ func TestPokeResyncAndRetry(t *testing.T) {
 		t.Errorf("Run: %v", err)
 	}
 }
+
+// TestSetResync: a Loop that would resync in an hour does so soon when it is told in time.
+func TestSetResync(t *testing.T) {
+	resyncs := make(chan bool, 100)
+	l := loop(func(resync bool) error {
+		select {
+		case resyncs <- resync:
+		default:
+		}
+		return nil
+	})
+	l.SetResync(time.Millisecond)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- l.Run(ctx) }()
+	for range 3 {
+		select {
+		case resync := <-resyncs:
+			if !resync {
+				t.Error("an Apply that nobody asked for is no resync")
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("no resync")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
