@@ -37,7 +37,8 @@ type Reconciler struct {
 	drifted   map[Table]bool            // somebody else changed what is ours
 	healed    time.Time                 // when drift last poked the loop
 	told      bool                      // the kernel tells of changes
-	wanted    uint64                    // counts Set and Update
+	anew      bool                      // refusals are to be tried again now
+	wanted    uint64                    // counts Set, Update, SetHooks and Retry
 	done      uint64                    // the value of wanted that the last round took in
 	round     chan struct{}             // closed when a round ends, and replaced
 	err       error                     // of the last round
@@ -121,6 +122,40 @@ func (r *Reconciler) Update(t Table, set []Chain, del []string) {
 		c.chains[name] = nil
 	}
 	maps.Copy(c.chains, chains)
+	r.wanted++
+	r.loop.Poke()
+}
+
+// SetHooks changes the hooks of a table, all of them, and leaves its chains as they are. It
+// panics when Set has not been called for the table.
+func (r *Reconciler) SetHooks(t Table, hooks []Hook) {
+	r.must(t)
+	lines := compileHooks(hooks)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.set[t] {
+		panic(fmt.Sprintf("iptables: SetHooks of table %s before Set", t))
+	}
+	c := r.pending[t]
+	if c == nil {
+		c = &change{chains: map[string]*compiled{}}
+		r.pending[t] = c
+	}
+	c.hooks, c.rehook = lines, true
+	r.hooked[t] = map[string]bool{}
+	for chain := range lines {
+		r.hooked[t][chain] = true
+	}
+	r.wanted++
+	r.loop.Poke()
+}
+
+// Retry has everything that the kernel refused tried again now, and not only when its time
+// comes: what it lacked, such as a set, is there.
+func (r *Reconciler) Retry() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.anew = true
 	r.wanted++
 	r.loop.Poke()
 }
@@ -322,12 +357,12 @@ func (r *Reconciler) apply(ctx context.Context, resync bool) error {
 		}
 	}
 	r.mu.Lock()
-	wanted, pending, drifted := r.wanted, r.pending, r.drifted
+	wanted, pending, drifted, anew := r.wanted, r.pending, r.drifted, r.anew
 	if err != nil {
 		r.finish(wanted, Auto, fmt.Errorf("%s: %w", r, err))
 		return err
 	}
-	r.pending, r.drifted = map[Table]*change{}, map[Table]bool{}
+	r.pending, r.drifted, r.anew = map[Table]*change{}, map[Table]bool{}, false
 	if len(drifted) > 0 {
 		r.healed = time.Now()
 	}
@@ -352,6 +387,9 @@ func (r *Reconciler) apply(ctx context.Context, resync bool) error {
 		}
 		if t == nil {
 			continue
+		}
+		if anew {
+			t.again()
 		}
 		if resync || drifted[name] || t.err != nil {
 			t.now = nil

@@ -140,6 +140,7 @@ type change struct {
 	ifThere bool                 // of a whole one
 	chains  map[string]*compiled // nil: deleted
 	hooks   map[string]*compiledHooks
+	rehook  bool // hooks are all that is wanted, whatever chains are
 }
 
 // absorb takes a change in and marks dirty what differs.
@@ -153,6 +154,8 @@ func (t *table) absorb(c *change) {
 				t.put(name, nil)
 			}
 		}
+	}
+	if c.whole || c.rehook {
 		for chain := range t.hooks {
 			if c.hooks[chain] == nil {
 				t.dirty[owner{true, chain}] = true
@@ -247,6 +250,14 @@ func (t *table) validate(now time.Time, retry time.Duration) {
 				t.refused[o] = refusal{err: err, what: c}
 			}
 		}
+	}
+}
+
+// again has what the kernel refused asked for anew.
+func (t *table) again() {
+	for o, r := range t.refused {
+		r.since = time.Time{}
+		t.refused[o] = r
 	}
 }
 
