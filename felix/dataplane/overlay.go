@@ -197,10 +197,17 @@ func (o *Overlay) addNodes(snap *model.Snapshot) {
 }
 
 // addEnds finds where routes through t lead to, for every other node.
+//
+// IPIP's lead to the node's address: the outer packet goes there. VXLAN's over IPv4 lead to
+// the address of the node's device, or to the node's address while that is not known. Over
+// IPv6 they lead to the link-local address of the device: the kernel refuses a gateway that it
+// finds behind another device (ip6_route_check_nh_onlink), as it finds an address in a block
+// that is routed directly until then, and looks at link-local ones only on the device.
 func (o *Overlay) addEnds(snap *model.Snapshot, t model.Tunnel) {
 	f, taken := familyOf(t), map[netip.Addr]struct{}{}
 	if own := snap.Node(o.node); own != nil {
 		taken[own.Tunnels[t].Addr] = struct{}{}
+		taken[linkLocal(t.MAC(o.node))] = struct{}{}
 	}
 	others := 0
 	for i := range snap.Nodes {
@@ -213,7 +220,15 @@ func (o *Overlay) addEnds(snap *model.Snapshot, t model.Tunnel) {
 			continue
 		}
 		w.hop[t], w.mac[t] = w.addr[f], end.MAC
-		if a := end.Addr; t != model.TunnelIPIP && a.IsValid() && family(a) == f {
+		a := end.Addr
+		if t == model.TunnelVXLAN6 {
+			w.hop[t] = linkLocal(t.MAC(w.name))
+			a = w.hop[t]
+			if mac := parseMAC(end.MAC); mac != nil {
+				a = linkLocal(mac)
+			}
+		}
+		if t != model.TunnelIPIP && a.IsValid() && family(a) == f {
 			_, node := o.byAddr[a]
 			_, tunnel := taken[a]
 			if !node && !tunnel && a != o.own[f].Addr() {
@@ -222,6 +237,20 @@ func (o *Overlay) addEnds(snap *model.Snapshot, t model.Tunnel) {
 		}
 		w.tunnel[t] = []model.NextHop{{Addr: w.hop[t], Device: t.Device(), OnLink: true}}
 	}
+}
+
+// parseMAC reads an Ethernet address; nil: s is none.
+func parseMAC(s string) net.HardwareAddr {
+	if mac, err := net.ParseMAC(s); err == nil && len(mac) == 6 {
+		return mac
+	}
+	return nil
+}
+
+// linkLocal is the address that a link with that Ethernet address gives itself (RFC 4291,
+// appendix A).
+func linkLocal(mac net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
 
 // encapsulated reports whether prefix of pool goes to n through the pool's tunnel. Where
@@ -352,11 +381,7 @@ func (o *Overlay) peers(t model.Tunnel) []model.TunnelPeer {
 		if !n.hop[t].IsValid() {
 			continue
 		}
-		p := model.TunnelPeer{Node: n.name, Underlay: n.addr[familyOf(t)], Addr: n.hop[t]}
-		if mac, err := net.ParseMAC(n.mac[t]); err == nil && len(mac) == 6 {
-			p.MAC = mac
-		}
-		out = append(out, p)
+		out = append(out, model.TunnelPeer{Node: n.name, Underlay: n.addr[familyOf(t)], Addr: n.hop[t], MAC: parseMAC(n.mac[t])})
 	}
 	return out
 }

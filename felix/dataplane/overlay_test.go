@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"crypto/sha1"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -64,6 +65,9 @@ func pool6(vxlan model.EncapMode) model.Pool {
 	return model.Pool{Name: "six", CIDR: prefix("fd01::/64"), IPIPMode: model.EncapNever, VXLANMode: vxlan}
 }
 
+// devicesOf puts the link-local addresses of IPv6's devices in the place of the nodes' names.
+var devicesOf = strings.NewReplacer("[b]", "fe80::6405:90ff:fef3:54e9", "[c]", "fe80::64b4:d5ff:feb2:9147")
+
 // TestOverlay: mode, subnet, kind of next hop, family, disabled, switched off.
 func TestOverlay(t *testing.T) {
 	const never, always, cross = model.EncapNever, model.EncapAlways, model.EncapCrossSubnet
@@ -87,9 +91,10 @@ func TestOverlay(t *testing.T) {
 		{"vxlan always", model.Felix{}, []model.Pool{pool4(never, always)}, "10.1.1.2@vxlan.calico 198.51.100.3@vxlan.calico 192.0.2.254 fd00:a::2 fd00:c::3 fd00:a::fe", fmt.Sprintf(blocks4, "10.1.1.2@vxlan.calico"), "[vxlan]"},
 		{"disabled", model.Felix{}, []model.Pool{disabled}, "10.1.1.2@vxlan.calico 198.51.100.3@vxlan.calico 192.0.2.254 fd00:a::2 fd00:c::3 fd00:a::fe", fmt.Sprintf(blocks4, "10.1.1.2@vxlan.calico"), "[vxlan]"},
 		{"vxlan off", model.Felix{VXLANOff: true}, []model.Pool{pool4(never, always), pool6(always)}, "192.0.2.2 198.51.100.3 192.0.2.254 fd00:a::2 fd00:c::3 fd00:a::fe", "", "[]"},
-		{"vxlan six cross", model.Felix{}, []model.Pool{pool6(cross)}, "192.0.2.2 198.51.100.3 192.0.2.254 fd00:a::2 fd00:c::3@vxlan-v6.calico fd00:a::fe", "fd01::b:0/122>fd00:a::2 fd01::c:0/122>fd00:c::3@vxlan-v6.calico", "[vxlan-v6]"},
-		{"vxlan six always", model.Felix{}, []model.Pool{pool4(cross, never), pool6(always)}, "192.0.2.2 198.51.100.3@tunl0 192.0.2.254 fd01::b:1@vxlan-v6.calico fd00:c::3@vxlan-v6.calico fd00:a::fe", "fd01::b:0/122>fd01::b:1@vxlan-v6.calico fd01::c:0/122>fd00:c::3@vxlan-v6.calico", "[ipip vxlan-v6]"},
+		{"vxlan six cross", model.Felix{}, []model.Pool{pool6(cross)}, "192.0.2.2 198.51.100.3 192.0.2.254 fd00:a::2 [c]@vxlan-v6.calico fd00:a::fe", "fd01::b:0/122>fd00:a::2 fd01::c:0/122>[c]@vxlan-v6.calico", "[vxlan-v6]"},
+		{"vxlan six always", model.Felix{}, []model.Pool{pool4(cross, never), pool6(always)}, "192.0.2.2 198.51.100.3@tunl0 192.0.2.254 [b]@vxlan-v6.calico [c]@vxlan-v6.calico fd00:a::fe", "fd01::b:0/122>[b]@vxlan-v6.calico fd01::c:0/122>[c]@vxlan-v6.calico", "[ipip vxlan-v6]"},
 	} {
+		c.hops, c.routes = devicesOf.Replace(c.hops), devicesOf.Replace(c.routes)
 		o := NewOverlay(overlaySnapshot(c.felix, c.pools...), "a")
 		var hops []string
 		for _, h := range []string{"192.0.2.2", "198.51.100.3", "192.0.2.254"} {
@@ -188,6 +193,22 @@ func TestOverlayClaims(t *testing.T) {
 	}
 }
 
+// TestOverlayMAC: over IPv6 the next hop is made of the MAC that a node announces, and of its
+// name where that is none, another node's or ours.
+func TestOverlayMAC(t *testing.T) {
+	snap := overlaySnapshot(model.Felix{}, pool6(model.EncapAlways))
+	for mac, want := range map[string]string{
+		"66:00:00:00:00:01": "fe80::6400:ff:fe00:1", "": "[c]", "nonsense": "[c]", "66:05:90:f3:54:e9": "[c]", // b's
+		model.TunnelVXLAN6.MAC("a").String(): "[c]", "00:11:22:33:44:55:66:77": "[c]",
+	} {
+		snap.Nodes[2].Tunnels[model.TunnelVXLAN6].MAC = mac
+		got := hopText(NewOverlay(snap, "a").Via(prefix("fd01::c:0/122"), model.NextHop{Addr: addr("fd00:c::3")}))
+		if want = devicesOf.Replace(want) + "@vxlan-v6.calico"; got != want {
+			t.Errorf("MAC %q: next hop %s, want %s", mac, got, want)
+		}
+	}
+}
+
 func TestOverlayDevices(t *testing.T) {
 	f := model.Felix{VXLANVNI: 7, VXLANPort: 8472, ChecksumOffload: true, TunnelMTU: [model.Tunnels]int{model.TunnelVXLAN6: 1300}}
 	o := NewOverlay(overlaySnapshot(f, pool4(model.EncapNever, model.EncapCrossSubnet), pool6(model.EncapAlways)), "a")
@@ -196,7 +217,7 @@ func TestOverlayDevices(t *testing.T) {
 		{Tunnel: model.TunnelVXLAN4, Node: "a", MTU: 1450, Addr: addr("10.1.0.2"), Local: addr("192.0.2.1"), VNI: 7, Port: 8472, ChecksumOffload: true, Peers: []model.TunnelPeer{
 			{Node: "b", Underlay: addr("192.0.2.2"), Addr: addr("10.1.1.2"), MAC: []byte{0x66, 0, 0, 0, 0, 1}}, {Node: "c", Underlay: addr("198.51.100.3"), Addr: addr("198.51.100.3")}}},
 		{Tunnel: model.TunnelVXLAN6, Node: "a", MTU: 1300, Local: addr("fd00:a::1"), VNI: 7, Port: 8472, ChecksumOffload: true, Peers: []model.TunnelPeer{
-			{Node: "b", Underlay: addr("fd00:a::2"), Addr: addr("fd01::b:1")}, {Node: "c", Underlay: addr("fd00:c::3"), Addr: addr("fd00:c::3")}}},
+			{Node: "b", Underlay: addr("fd00:a::2"), Addr: addr(devicesOf.Replace("[b]"))}, {Node: "c", Underlay: addr("fd00:c::3"), Addr: addr(devicesOf.Replace("[c]"))}}},
 	})
 	if got != want {
 		t.Errorf("devices are\n%s, want\n%s", got, want)
@@ -305,7 +326,10 @@ func naiveTo(s *model.Snapshot, own *model.Node, pool *model.Pool, peer *model.N
 		return h
 	}
 	to := theirs.Addr()
-	if end := peer.Tunnels[tunnel].Addr; tunnel != model.TunnelIPIP && end.IsValid() && end.Is6() == six {
+	if six {
+		sum := sha1.Sum([]byte(peer.Name + "-v6"))
+		to = addr(fmt.Sprintf("fe80::%02x%02x:%02xff:fe%02x:%02x%02x", 'f'^2, sum[0], sum[1], sum[2], sum[3], sum[4]))
+	} else if end := peer.Tunnels[tunnel].Addr; tunnel != model.TunnelIPIP && end.IsValid() && end.Is6() == six {
 		to = end
 		for i := range s.Nodes {
 			n := &s.Nodes[i]

@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"cmp"
-	"crypto/sha1"
 	"errors"
 	"fmt"
 	"net"
@@ -23,24 +22,11 @@ func End(node string, k model.Tunnel, addr netip.Addr) model.TunnelEnd {
 	return end
 }
 
-// MAC is the address of the VXLAN device of kind k of a node, derived from the node's name
-// as Calico's VXLANResolver does (felix/calc/vxlan_resolver.go): the letter "f" (66, a
-// locally administered unicast address) and the first five bytes of the name's SHA-1; for
-// IPv6 the name has "-v6" appended.
-func MAC(node string, k model.Tunnel) net.HardwareAddr {
-	m := nodeMAC(node, k)
-	return m[:]
-}
+// MAC is model.Tunnel.MAC: the address of the VXLAN device of kind k of a node.
+func MAC(node string, k model.Tunnel) net.HardwareAddr { return k.MAC(node) }
 
-func nodeMAC(node string, k model.Tunnel) (m mac) {
-	if k == model.TunnelVXLAN6 {
-		node += "-v6"
-	}
-	sum := sha1.Sum([]byte(node))
-	m[0] = 'f'
-	copy(m[1:], sum[:])
-	return m
-}
+// nodeMAC is MAC as a key.
+func nodeMAC(node string, k model.Tunnel) mac { return mac(k.MAC(node)) }
 
 // mac is an Ethernet address as a key.
 type mac [6]byte

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"crypto/sha1"
 	"net"
 	"net/netip"
 )
@@ -31,6 +32,18 @@ func (t Tunnel) Is4() bool { return t != TunnelVXLAN6 }
 // (RFC 2003; RFC 7348 with Ethernet and UDP).
 func (t Tunnel) Overhead() int { return [Tunnels]int{20, 50, 70}[t] }
 
+// MAC is the address of a node's VXLAN device, derived from its name as Calico's
+// VXLANResolver does (felix/calc/vxlan_resolver.go): the letter "f" (66, a locally
+// administered unicast address) and the first five bytes of the name's SHA-1; for IPv6 the
+// name has "-v6" appended.
+func (t Tunnel) MAC(node string) net.HardwareAddr {
+	if t == TunnelVXLAN6 {
+		node += "-v6"
+	}
+	sum := sha1.Sum([]byte(node))
+	return append(net.HardwareAddr{'f'}, sum[:5]...)
+}
+
 // TunnelEnd is a node's end of a tunnel, as its annotations tell. Both may be unknown.
 type TunnelEnd struct {
 	Addr netip.Addr // the address of its device; the zero Addr: none is known
@@ -42,7 +55,7 @@ type TunnelEnd struct {
 type TunnelPeer struct {
 	Node     string
 	Underlay netip.Addr       // the node's address, which packets are sent to
-	Addr     netip.Addr       // the routes' next hop: the node's tunnel address, or Underlay when it has none
+	Addr     netip.Addr       // the routes' next hop on the device
 	MAC      net.HardwareAddr // of its device; nil: derived from Node
 }
 
