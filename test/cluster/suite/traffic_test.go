@@ -13,6 +13,21 @@ import (
 // returns a function that ends them and fails the test for each packet that was lost.
 func streams(t *testing.T, pairs ...[2]*cluster.Pod) (stop func()) {
 	t.Helper()
+	end := flows(t, pairs...)
+	return func() {
+		t.Helper()
+		for _, r := range end() {
+			t.Logf("%s -> %s (%s): %d sent, %d lost, longest gap %s", r.From, r.To, r.Target, r.Sent, r.Lost, r.LongestGap)
+			if r.Lost > 0 || len(r.SendErrors) > 0 {
+				t.Errorf("packets were lost:\n%s", r)
+			}
+		}
+	}
+}
+
+// flows is streams for who judges himself.
+func flows(t *testing.T, pairs ...[2]*cluster.Pod) (stop func() []*traffic.Report) {
+	t.Helper()
 	for _, p := range pairs { // routes first: every packet counts
 		ping(t, ends(p[:1]), ends(p[1:]))
 	}
@@ -35,15 +50,11 @@ func streams(t *testing.T, pairs ...[2]*cluster.Pod) (stop func()) {
 		}
 		return nil
 	})
-	return func() {
-		t.Helper()
+	return func() (results []*traffic.Report) {
 		for _, s := range all {
-			r := s.Stop()
-			t.Logf("%s -> %s (%s): %d sent, %d lost, longest gap %s", r.From, r.To, r.Target, r.Sent, r.Lost, r.LongestGap)
-			if r.Lost > 0 || len(r.SendErrors) > 0 {
-				t.Errorf("packets were lost:\n%s", r)
-			}
+			results = append(results, s.Stop())
 		}
+		return results
 	}
 }
 
