@@ -89,11 +89,11 @@ func (w *World) hasTier(name string) bool {
 	return there && !w.GoneTiers[name]
 }
 
-// inForce reports whether this very version of a policy is in force: it then stays so,
-// whatever has become of its tier.
+// inForce reports whether a version of the policy is in force in the same tier: a newer one
+// then takes its place, whatever has become of the tier.
 func (w *World) inForce(pol model.Policy) bool {
 	old, ok := w.Policies[pol.ID]
-	return ok && terse(old) == terse(pol)
+	return ok && old.Tier == pol.Tier
 }
 
 func (w *World) setPolicy(pol model.Policy, c Change) {

@@ -279,6 +279,9 @@ func (e *Engine) enforce(p *policy, c *compiled) {
 		p.now = c
 		return
 	}
+	if c != nil {
+		e.tiers[c.tier].uses++ // before the old version is let go: it may be the last that holds on to the same tier
+	}
 	if was != nil {
 		e.leave(p)
 		e.release(was.tier)
@@ -286,7 +289,6 @@ func (e *Engine) enforce(p *policy, c *compiled) {
 	if p.now = c; c == nil {
 		return
 	}
-	e.tiers[c.tier].uses++
 	p.subject = e.subjects.sel(c.subject)
 	p.subject.policies = append(p.subject.policies, p)
 	for g := range p.subject.groups {
