@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"strconv"
 	"time"
 
 	"github.com/go-logr/logr"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -188,8 +190,49 @@ func (f *feed) WatchWithContext(ctx context.Context, o metav1.ListOptions) (apiw
 		}
 		return nil, err
 	}
+	if f.wasAway() && o.ResourceVersion != "" && o.SendInitialEvents == nil {
+		if err := f.checkNotBehind(ctx, o.ResourceVersion); err != nil {
+			w.Stop()
+			if !apierrors.IsResourceExpired(err) {
+				f.failed(err)
+			}
+			return nil, err
+		}
+	}
 	f.stands()
 	return w, nil
+}
+
+// wasAway reports whether the server did not answer this feed when it was last asked.
+func (f *feed) wasAway() bool {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	return f.awayCounted
+}
+
+// checkNotBehind returns an error that has the reflector list anew when a server that was away
+// has come back with less than it told before, out of a backup. A watch from a resourceVersion
+// that it has not reached yet would stand, and tell nothing. Reading one object costs the
+// server little, where a new list by every agent after every outage would not.
+func (f *feed) checkNotBehind(ctx context.Context, told string) error {
+	ctx, cancel := context.WithTimeout(ctx, kubeapi.RequestTimeout)
+	defer cancel()
+	list, err := f.source.ListWithContext(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return err
+	}
+	m, err := meta.ListAccessor(list)
+	if err != nil {
+		return err
+	}
+	// resourceVersions of one resource are numbers that grow; of what is no number nobody can
+	// tell.
+	now, nerr := strconv.ParseUint(m.GetResourceVersion(), 10, 64)
+	then, terr := strconv.ParseUint(told, 10, 64)
+	if nerr == nil && terr == nil && now >= then {
+		return nil
+	}
+	return apierrors.NewResourceExpired("resourceVersion " + told + " is not one of the API server's, which is at " + m.GetResourceVersion())
 }
 
 // wasTried closes tried. s.mu is held.

@@ -2,6 +2,7 @@ package watch_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/causeway-net/causeway/internal/model"
 )
@@ -22,6 +23,9 @@ func TestRestoredBackup(t *testing.T) {
 	r.await("what is lost later", func(s *model.Snapshot) bool {
 		return len(s.Pools) == 1 && s.Pools[0].Name == "q" && len(s.Blocks) == 1
 	})
+	// Those that ended younger than a second client-go begins with a list in any case.
+	stood := time.Now()
+	eventually(t, "watches of more than a second", func() bool { return time.Since(stood) > 1500*time.Millisecond }, r.logged)
 	if err := restore(); err != nil {
 		t.Fatal(err)
 	}
