@@ -22,6 +22,7 @@ type felixConfiguration struct {
 	node   string // empty: the default
 	values model.Felix
 	given  []string // keys of felixFields, sorted
+	host   hostPolicy
 }
 
 // felixFields are the fields of a FelixConfiguration that something acts on, and how one
@@ -73,6 +74,9 @@ func (c *checker) felixConfiguration(f *v3.FelixConfiguration) felixConfiguratio
 	c.felixNAT(s, &out)
 	c.felixTunnels(s, &out)
 	c.felixRest(s, &out)
+	if c.opt.Policy {
+		out.host = c.hostPolicy(s)
+	}
 	slices.Sort(out.given)
 	c.felixUnused(s)
 	return out
@@ -154,7 +158,7 @@ func (c *checker) felixUnused(s *v3.FelixConfigurationSpec) {
 	v := reflect.ValueOf(*s)
 	for i := range v.NumField() {
 		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
-		if v.Field(i).IsZero() || felixFields[name] != nil {
+		if v.Field(i).IsZero() || felixFields[name] != nil || c.opt.Policy && slices.Contains(felixPolicyFields, name) {
 			continue
 		}
 		if as := felixAsIs[name]; as != nil {

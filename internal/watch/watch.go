@@ -43,6 +43,8 @@ type Options struct {
 	// OwnBlocks: the objects hold the blocks of this node alone, so that their number says
 	// nothing of which pool is in use.
 	OwnBlocks bool
+	// Policy: what concerns policy is acted on.
+	Policy bool
 }
 
 func (o Options) secretNamespace() string {
@@ -66,8 +68,8 @@ type Object struct {
 // Valid reports whether this version may be in force.
 func (o *Object) Valid() bool { return o.value != nil }
 
-// Check validates and converts one object: *corev1.Node, *corev1.Secret or a pointer to a
-// kind of package v3. It panics when given another type.
+// Check validates and converts one object: *corev1.Node, *corev1.Secret, a policy of
+// Kubernetes or a pointer to a kind of package v3. It panics when given another type.
 func Check(obj metav1.Object, opt Options) *Object {
 	c := &checker{opt: opt, o: &Object{created: obj.GetCreationTimestamp().Time}}
 	c.o.Key.Name = obj.GetName()
@@ -105,7 +107,11 @@ func Check(obj metav1.Object, opt Options) *Object {
 		c.o.Key.Kind = v3.KindIPAMBlock
 		value = c.block(x)
 	default:
-		panic(fmt.Sprintf("watch.Check: unexpected type %T", obj))
+		var ok bool
+		if value, ok = c.policyKind(obj); !ok {
+			panic(fmt.Sprintf("watch.Check: unexpected type %T", obj))
+		}
+		c.o.Key.Namespace = obj.GetNamespace()
 	}
 	c.metadata(obj)
 	if !c.invalid {
@@ -143,8 +149,12 @@ func (c *checker) metadata(obj metav1.Object) {
 	} else if msgs := validation.IsDNS1123Subdomain(obj.GetName()); len(msgs) > 0 {
 		c.bad(".metadata.name", "is %q; %s", obj.GetName(), msgs[0])
 	}
-	if ns := obj.GetNamespace(); ns != "" && c.o.Key.Kind != KindSecret {
+	switch ns := obj.GetNamespace(); {
+	case ns != "" && !Namespaced(c.o.Key.Kind):
 		c.ignored(".metadata.namespace", "is %q, but a %s belongs to no namespace; remove it", ns, c.o.Key.Kind)
+		c.o.Key.Namespace = ""
+	case ns == "" && Namespaced(c.o.Key.Kind) && c.o.Key.Kind != KindSecret:
+		c.bad(".metadata.namespace", "is missing; a %s belongs to a namespace", c.o.Key.Kind)
 	}
 }
 

@@ -11,8 +11,10 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/json"
+	cnpv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 	"sigs.k8s.io/yaml"
 
 	v3 "github.com/causeway-net/causeway/api/v3"
@@ -36,6 +38,57 @@ var kinds = map[string]struct {
 	v3.KindIPAMConfiguration:  {apiV3, func() metav1.Object { return &v3.IPAMConfiguration{} }},
 	v3.KindIPReservation:      {apiV3, func() metav1.Object { return &v3.IPReservation{} }},
 	v3.KindIPAMBlock:          {apiV3, func() metav1.Object { return &v3.IPAMBlock{} }},
+}
+
+// policyKinds are those that are read where policy is acted on, by the name that their objects
+// have in problems: one of them is not the kind that manifests say.
+var policyKinds = map[string]struct {
+	apiVersion string
+	make       func() metav1.Object
+}{
+	string(model.PolicyKubernetes):       {"networking.k8s.io/v1", func() metav1.Object { return &networkingv1.NetworkPolicy{} }},
+	string(model.PolicyCluster):          {"policy.networking.k8s.io/v1alpha2", func() metav1.Object { return &cnpv1alpha2.ClusterNetworkPolicy{} }},
+	string(model.PolicyNamespaced):       {apiV3, func() metav1.Object { return &v3.NetworkPolicy{} }},
+	string(model.PolicyGlobal):           {apiV3, func() metav1.Object { return &v3.GlobalNetworkPolicy{} }},
+	string(model.PolicyStagedKubernetes): {apiV3, func() metav1.Object { return &v3.StagedKubernetesNetworkPolicy{} }},
+	string(model.PolicyStagedNamespaced): {apiV3, func() metav1.Object { return &v3.StagedNetworkPolicy{} }},
+	string(model.PolicyStagedGlobal):     {apiV3, func() metav1.Object { return &v3.StagedGlobalNetworkPolicy{} }},
+	v3.KindTier:                          {apiV3, func() metav1.Object { return &v3.Tier{} }},
+	v3.KindNetworkSet:                    {apiV3, func() metav1.Object { return &v3.NetworkSet{} }},
+	v3.KindGlobalNetworkSet:              {apiV3, func() metav1.Object { return &v3.GlobalNetworkSet{} }},
+	v3.KindHostEndpoint:                  {apiV3, func() metav1.Object { return &v3.HostEndpoint{} }},
+	v3.KindKubeControllersConfiguration:  {apiV3, func() metav1.Object { return &v3.KubeControllersConfiguration{} }},
+}
+
+// kindOf names what a manifest says: key is the kind as problems name it, and want its
+// apiVersion. make is nil for a kind that is not read.
+func kindOf(kind, apiVersion string, opt watch.Options) (key, want string, make func() metav1.Object) {
+	if k, ok := kinds[kind]; ok {
+		return kind, k.apiVersion, k.make
+	}
+	key = kind
+	switch {
+	case !opt.Policy || kind == string(model.PolicyKubernetes):
+		return kind, "", nil
+	case kind == v3.KindNetworkPolicy && strings.HasPrefix(apiVersion, networkingv1.GroupName+"/"):
+		key = string(model.PolicyKubernetes)
+	}
+	k := policyKinds[key]
+	return key, k.apiVersion, k.make
+}
+
+// kindNames are the kinds that are read, for messages.
+func kindNames(opt watch.Options) []string {
+	out := sortedKeys(kinds)
+	if opt.Policy {
+		for k := range policyKinds {
+			if k != string(model.PolicyKubernetes) {
+				out = append(out, k)
+			}
+		}
+		slices.Sort(out)
+	}
+	return out
 }
 
 // unused are kinds of Calico's API that nothing acts on yet.
@@ -162,7 +215,7 @@ func parse(raw rawDocument, opt watch.Options, asJSON bool) *document {
 		d.problems = []model.Problem{{Message: "is no object; a document must have apiVersion, kind and metadata"}}
 		return d
 	}
-	d.read(m, "", "", "", opt)
+	d.read(m, "", "", typeMeta{}, opt)
 	return d
 }
 
@@ -200,45 +253,47 @@ func syntaxMessage(raw rawDocument, err error) string {
 	return "is not valid YAML: " + s
 }
 
-// read takes one object, or a list of them, from the document. listKind is the kind that
-// the items of a typed list have without saying so.
-func (d *document) read(m map[string]any, prefix, item, listKind string, opt watch.Options) {
+// read takes one object, or a list of them, from the document. The items of a typed list have
+// the kind and apiVersion of listOf without saying so.
+func (d *document) read(m map[string]any, prefix, item string, listOf typeMeta, opt watch.Options) {
 	apiVersion, _ := m["apiVersion"].(string)
 	kind, _ := m["kind"].(string)
-	if listKind != "" && kind == "" && apiVersion == "" {
-		kind, apiVersion = listKind, kinds[listKind].apiVersion
+	if listOf.kind != "" && kind == "" && apiVersion == "" {
+		kind, apiVersion = listOf.kind, listOf.apiVersion
 		m["kind"], m["apiVersion"] = kind, apiVersion
 	}
-	elem, isList := strings.CutSuffix(kind, "List")
-	if _, known := kinds[elem]; isList && item == "" && (kind == "List" && apiVersion == "v1" || known && apiVersion == kinds[elem].apiVersion) {
-		d.list(m, prefix, elem, opt)
-		return
+	if elem, isList := strings.CutSuffix(kind, "List"); isList && item == "" {
+		_, want, make := kindOf(elem, apiVersion, opt)
+		if kind == "List" && apiVersion == "v1" || make != nil && apiVersion == want {
+			d.list(m, prefix, typeMeta{elem, apiVersion}, opt)
+			return
+		}
 	}
-	v := version{key: model.Object{Kind: kind}, item: item}
+	key, want, make := kindOf(kind, apiVersion, opt)
+	v := version{key: model.Object{Kind: key}, item: item}
 	meta, _ := m["metadata"].(map[string]any)
 	v.key.Name, _ = meta["name"].(string)
 	v.key.Namespace, _ = meta["namespace"].(string)
 	fail := func(field, format string, args ...any) {
 		v.problems = append(v.problems, model.Problem{Field: prefix + field, Message: fmt.Sprintf(format, args...)})
 	}
-	k, known := kinds[kind]
 	switch {
 	case kind == "":
 		d.broken = true
-		fail(".kind", "is missing; must be one of %s", strings.Join(sortedKeys(kinds), ", "))
-	case !known || (kind == watch.KindNode && apiVersion == apiV3):
+		fail(".kind", "is missing; must be one of %s", strings.Join(kindNames(opt), ", "))
+	case make == nil || (kind == watch.KindNode && apiVersion == apiV3):
 		v.foreign = true
-		p, mistyped := foreign(prefix, apiVersion, kind)
+		p, mistyped := foreign(prefix, apiVersion, kind, opt)
 		v.problems, v.mistyped = []model.Problem{p}, mistyped
 	case v.key.Name == "":
 		d.broken = true
 		fail(".metadata.name", "is missing; every object needs a name")
-	case apiVersion != k.apiVersion:
+	case apiVersion != want:
 		v.key = cleanKey(v.key, opt)
-		fail(".apiVersion", "is %q; must be %q", apiVersion, k.apiVersion)
+		fail(".apiVersion", "is %q; must be %q", apiVersion, want)
 	default:
 		v.key = cleanKey(v.key, opt)
-		v.decode(m, prefix, opt)
+		v.decode(m, prefix, make(), opt)
 	}
 	d.versions = append(d.versions, v)
 }
@@ -247,7 +302,9 @@ func (d *document) read(m map[string]any, prefix, item, listKind string, opt wat
 func cleanKey(k model.Object, opt watch.Options) model.Object {
 	switch {
 	case k.Kind != watch.KindSecret:
-		k.Namespace = ""
+		if !watch.Namespaced(k.Kind) {
+			k.Namespace = ""
+		}
 	case k.Namespace == "" && opt.SecretNamespace == "":
 		k.Namespace = watch.DefaultSecretNamespace
 	case k.Namespace == "":
@@ -256,7 +313,7 @@ func cleanKey(k model.Object, opt watch.Options) model.Object {
 	return k
 }
 
-func foreign(prefix, apiVersion, kind string) (p model.Problem, mistyped bool) {
+func foreign(prefix, apiVersion, kind string, opt watch.Options) (p model.Problem, mistyped bool) {
 	p = model.Problem{Field: prefix + ".kind"}
 	if apiVersion == apiV3 && kind == watch.KindNode {
 		p.Message = `is Node of projectcalico.org/v3; write it as apiVersion "v1" with Calico's annotations`
@@ -266,15 +323,15 @@ func foreign(prefix, apiVersion, kind string) (p model.Problem, mistyped bool) {
 		p.Message, p.Ignored = "is "+kind+", which is not acted on yet", true
 		return p, false
 	}
-	if near := nearest(kind, sortedKeys(kinds)); near != "" {
+	if near := nearest(kind, kindNames(opt)); near != "" {
 		p.Message = fmt.Sprintf("is %q, which is not known; did you mean %q?", kind, near)
 		return p, true
 	}
-	p.Message = fmt.Sprintf("is %q of %q, which is not read; must be one of %s", kind, apiVersion, strings.Join(sortedKeys(kinds), ", "))
+	p.Message = fmt.Sprintf("is %q of %q, which is not read; must be one of %s", kind, apiVersion, strings.Join(kindNames(opt), ", "))
 	return p, false
 }
 
-func (d *document) list(m map[string]any, prefix, elem string, opt watch.Options) {
+func (d *document) list(m map[string]any, prefix string, of typeMeta, opt watch.Options) {
 	items, ok := m["items"].([]any)
 	if !ok && m["items"] != nil || m["items"] == nil && !hasKey(m, "items") {
 		d.broken = true
@@ -284,7 +341,7 @@ func (d *document) list(m map[string]any, prefix, elem string, opt watch.Options
 	for i, it := range items {
 		p := fmt.Sprintf("%s.items[%d]", prefix, i)
 		if im, ok := it.(map[string]any); ok {
-			d.read(im, p, fmt.Sprintf(" item %d", i+1), elem, opt)
+			d.read(im, p, fmt.Sprintf(" item %d", i+1), of, opt)
 		} else {
 			d.broken = true
 			d.problems = append(d.problems, model.Problem{Field: p, Message: "is no object; must have apiVersion, kind and metadata"})
@@ -292,11 +349,13 @@ func (d *document) list(m map[string]any, prefix, elem string, opt watch.Options
 	}
 }
 
+// typeMeta is what an object says it is.
+type typeMeta struct{ kind, apiVersion string }
+
 func hasKey(m map[string]any, k string) bool { _, ok := m[k]; return ok }
 
-// decode turns m into an object and checks it.
-func (v *version) decode(m map[string]any, prefix string, opt watch.Options) {
-	obj := kinds[v.key.Kind].make()
+// decode turns m into obj, which is empty, and checks it.
+func (v *version) decode(m map[string]any, prefix string, obj metav1.Object, opt watch.Options) {
 	s := strict{kind: v.key.Kind, secret: v.key.Kind == watch.KindSecret}
 	if v.key.Kind == watch.KindNode { // written by kubelets of any version
 		s.tolerate = func(path string) bool { return strings.HasPrefix(path, ".status.") }

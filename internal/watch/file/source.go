@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -51,6 +52,9 @@ type Config struct {
 	// Publish is called from Run with each snapshot that differs from the one before;
 	// required. It must not keep the source waiting for long.
 	Publish func(*model.Snapshot)
+	// Policy, if not nil, is called with each change of what concerns policy, one after the
+	// other, from a goroutine of Run. Without it such manifests are not acted on.
+	Policy func(*watch.PolicyUpdate)
 }
 
 // Source watches a folder of manifests.
@@ -69,6 +73,10 @@ type Source struct {
 	started   time.Time // when the first scan was
 	scanned   time.Time // when the last scan was
 	readAt    map[string]time.Time
+
+	policies *watch.Policies                // nil without Config.Policy
+	inForce  map[model.Object]*watch.Object // as policies was told
+	noticed  chan struct{}                  // policies' problems are others; capacity 1
 }
 
 // dir is one of the two folders that are read: the manifests and IPAM's blocks.
@@ -94,8 +102,17 @@ func New(cfg Config) (*Source, error) {
 	cfg.Dir = filepath.Clean(cfg.Dir)
 	s := &Source{
 		cfg: cfg, log: cfg.Log.With("datastore", "file://"+cfg.Dir),
-		opt:     watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace},
+		opt:     watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace, Policy: cfg.Policy != nil},
 		watched: map[string]identity{}, deaf: map[string]string{}, readAt: map[string]time.Time{},
+		inForce: map[model.Object]*watch.Object{}, noticed: make(chan struct{}, 1),
+	}
+	if cfg.Policy != nil {
+		s.policies = watch.NewPolicies(s.opt, cfg.Policy, func() {
+			select {
+			case s.noticed <- struct{}{}:
+			default:
+			}
+		})
 	}
 	s.folder = newFolder(s.opt)
 	s.publisher = &watch.Publisher{Options: s.opt, Log: s.log, Publish: cfg.Publish}
@@ -105,6 +122,10 @@ func New(cfg Config) (*Source, error) {
 	}
 	return s, nil
 }
+
+// Policies is where this node says what it knows of itself: attached pods and interfaces. It
+// is nil without Config.Policy.
+func (s *Source) Policies() *watch.Policies { return s.policies }
 
 func (s *Source) String() string { return "watch file://" + s.cfg.Dir }
 
@@ -120,6 +141,13 @@ func (s *Source) Run(ctx context.Context) error {
 		s.watcher = w
 		defer w.Close()
 		events, failures = w.Events, w.Errors
+	}
+	if s.policies != nil {
+		ctx, cancel := context.WithCancel(ctx)
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer cancel()
+		running.Go(func() { s.policies.Run(ctx) })
 	}
 	s.started = time.Now()
 	s.scan()
@@ -157,6 +185,9 @@ func (s *Source) Run(ctx context.Context) error {
 			s.log.Debug("inotify lost events; reading the folder anew", "error", err)
 			rescan = true
 			soon(debounce)
+		case <-s.noticed:
+			s.stale = true
+			s.publish()
 		case <-gather:
 			due = time.Time{}
 			if rescan {
@@ -384,5 +415,31 @@ func (s *Source) publish() {
 		}
 	}
 	s.stale = false
+	if s.policies != nil {
+		s.tellPolicies(in.Objects)
+		in.Problems = append(in.Problems, s.policies.Problems()...)
+	}
 	s.publisher.Update(in)
+}
+
+// tellPolicies tells which objects are others than before.
+func (s *Source) tellPolicies(objects []watch.Sourced) {
+	seen := make(map[model.Object]bool, len(objects))
+	for _, o := range objects {
+		if !watch.PolicyObject(o.Key.Kind) {
+			continue
+		}
+		seen[o.Key] = true
+		if s.inForce[o.Key] != o.Object {
+			s.inForce[o.Key] = o.Object
+			s.policies.Set(o.Object)
+		}
+	}
+	for key := range s.inForce {
+		if !seen[key] {
+			delete(s.inForce, key)
+			s.policies.Remove(key)
+		}
+	}
+	s.policies.SetPending(nil)
 }

@@ -130,6 +130,9 @@ func (s *Source) addFeeds() {
 	s.borrowed = own(v3.KindIPAMBlock, "ipamblocks", " borrowed from", block, borrowedBlocks(s.cfg.Node))
 
 	s.pods, s.namespaces = newTable(readPod), newTable(readNamespace)
+	if s.opt.Policy {
+		s.pods = newTable(readPodForPolicy)
+	}
 	s.podFeed = add(&feed{
 		name: "pods of this node", resource: "pods",
 		source: typed(core.Pods(metav1.NamespaceAll), ownPods(s.cfg.Node)), sample: &corev1.Pod{}, strip: stripPod,

@@ -46,6 +46,9 @@ var unused = []struct {
 	{"CalicoNodeStatus", calico("caliconodestatuses"), notActedOn, nil},
 }
 
+// alwaysUnused are those of them that nothing acts on with policy, either.
+var alwaysUnused = []string{v3.KindBGPFilter, v3.KindCalicoNodeStatus}
+
 const (
 	notEnforced = "is not enforced yet: all traffic is let through"
 	notActedOn  = "is not acted on yet"
@@ -65,6 +68,9 @@ type ignoredKind struct {
 
 func (s *Source) addIgnored(add func(*feed)) {
 	for _, u := range unused {
+		if s.opt.Policy && !slices.Contains(alwaysUnused, u.kind) {
+			continue
+		}
 		k := &ignoredKind{
 			object: model.Object{Kind: u.kind + "." + u.resource.Group, Name: "*"},
 			format: u.message + "; there are %d: %s", rested: rested{again: s.changedAfter},

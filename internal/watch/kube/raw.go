@@ -18,7 +18,7 @@ import (
 	"github.com/causeway-net/causeway/internal/kubeapi"
 )
 
-// item is one object of projectcalico.org/v3. Objects are decoded one by one, because the
+// item is one object of a CustomResourceDefinition. Objects are decoded one by one, because the
 // schema lets through what a Go type does not ("keepaliveTime: soon"), and one such object
 // must not hide all others of its kind (DESIGN I6).
 //
@@ -68,10 +68,19 @@ func items(c rest.Interface, resource string, make func() metav1.Object, narrow 
 	if narrow == nil {
 		narrow = func(*metav1.ListOptions) {}
 	}
+	return itemsOf(func() *rest.Request { return c.Get().Resource(resource) }, make, narrow)
+}
+
+// itemsAt lists and watches the resource at a path, of another API group than c's.
+func itemsAt(c rest.Interface, path string, make func() metav1.Object) *kubeapi.ListWatch {
+	return itemsOf(func() *rest.Request { return c.Get().AbsPath(path) }, make, func(*metav1.ListOptions) {})
+}
+
+func itemsOf(get func() *rest.Request, make func() metav1.Object, narrow func(*metav1.ListOptions)) *kubeapi.ListWatch {
 	return kubeapi.NewListWatch(
 		func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			narrow(&o)
-			data, err := c.Get().Resource(resource).VersionedParams(&o, parameters).Do(ctx).Raw()
+			data, err := get().VersionedParams(&o, parameters).Do(ctx).Raw()
 			if err != nil {
 				return nil, err
 			}
@@ -80,7 +89,7 @@ func items(c rest.Interface, resource string, make func() metav1.Object, narrow 
 		func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
 			narrow(&o)
 			o.Watch = true
-			body, err := c.Get().Resource(resource).VersionedParams(&o, parameters).Stream(ctx)
+			body, err := get().VersionedParams(&o, parameters).Stream(ctx)
 			if err != nil {
 				return nil, err
 			}

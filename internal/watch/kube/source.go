@@ -43,6 +43,9 @@ type Config struct {
 	Publish func(*model.Snapshot)
 	// PodWait bounds how long Workload waits for a pod to arrive; default 2 s.
 	PodWait time.Duration
+	// Policy, if not nil, is called with each change of what concerns policy, one after the
+	// other, from a goroutine of Run. Without it nothing of the kind is watched.
+	Policy func(*watch.PolicyUpdate)
 }
 
 // Source watches the Kubernetes API.
@@ -61,6 +64,7 @@ type Source struct {
 	namespaces *table[namespace]
 	nsFeed     *feed
 	ignored    []*ignoredKind
+	policy     *policyFeeds // nil without Config.Policy
 
 	mu      sync.Mutex // guards what follows, and the state of all feeds and tables
 	secrets map[string]*secretFeed
@@ -95,11 +99,14 @@ func New(cfg Config) (*Source, error) {
 	}
 	s := &Source{
 		cfg: cfg, log: cfg.Log.With("datastore", "kubernetes"),
-		opt:  watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace, NamespaceLabels: true, OwnBlocks: true},
+		opt:  watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace, NamespaceLabels: true, OwnBlocks: true, Policy: cfg.Policy != nil},
 		wake: make(chan struct{}, 1), secrets: map[string]*secretFeed{}, arrived: make(chan struct{}), back: make(chan struct{}),
 	}
 	s.publisher = &watch.Publisher{Options: s.opt, Log: s.log, Publish: cfg.Publish}
 	s.addFeeds()
+	if cfg.Policy != nil {
+		s.addPolicy(cfg.Policy)
+	}
 	return s, nil
 }
 
@@ -123,6 +130,12 @@ func (s *Source) Run(ctx context.Context) error {
 	}
 	for _, f := range s.feeds[1:] {
 		running.Go(func() { f.run(ctx) })
+	}
+	if s.policy != nil {
+		for _, f := range s.policy.static {
+			running.Go(func() { f.run(ctx) })
+		}
+		running.Go(func() { s.policy.policies.Run(ctx) })
 	}
 	for {
 		select {
@@ -164,6 +177,9 @@ func (s *Source) update(ctx context.Context, running *sync.WaitGroup) {
 		s.watchSecrets(ctx, running, names)
 	}
 	s.watchBlocks(ctx, running, watch.BlocksNeeded(in.Objects))
+	if s.policy != nil {
+		s.watchPolicy(ctx, running)
+	}
 	s.mu.Lock()
 	s.addBlocks(&in)
 	settled := s.addSecrets(&in, names)
@@ -210,6 +226,9 @@ func (s *Source) input() (in watch.Input, synced bool) {
 		if p, ok := k.problem(); ok {
 			in.Problems = append(in.Problems, p)
 		}
+	}
+	if s.policy != nil {
+		in.Problems = append(in.Problems, s.policyProblems()...)
 	}
 	return in, synced
 }

@@ -40,6 +40,11 @@ func (s *Source) Status() Status {
 	for _, f := range s.feeds {
 		out.Watches = append(out.Watches, f.status())
 	}
+	if s.policy != nil {
+		for _, f := range s.policy.feeds() {
+			out.Watches = append(out.Watches, f.status())
+		}
+	}
 	if s.allBlocks != nil {
 		out.Watches = append(out.Watches, s.allBlocks.status())
 	}

@@ -18,6 +18,9 @@ type table[T any] struct {
 	// read makes the row of an object. old is the row that it replaces, the zero value
 	// if there is none; changed tells whether the new one says anything else.
 	read func(old T, obj metav1.Object) (row T, changed bool)
+	// moved, if not nil, is told each row that comes, changes or goes: old is nil for one
+	// that comes, now for one that goes.
+	moved func(key string, old, now *T)
 }
 
 func newTable[T any](read func(T, metav1.Object) (T, bool)) *table[T] {
@@ -36,13 +39,26 @@ func (t *table[T]) set(obj metav1.Object) bool {
 	old, there := t.rows[key]
 	row, changed := t.read(old, obj)
 	t.rows[key] = row
+	if t.moved != nil && (changed || !there) {
+		if there {
+			t.moved(key, &old, &row)
+		} else {
+			t.moved(key, nil, &row)
+		}
+	}
 	return changed || !there
 }
 
 func (t *table[T]) remove(obj metav1.Object) bool {
-	key := rowKey(obj.GetNamespace(), obj.GetName())
-	_, there := t.rows[key]
+	return t.drop(rowKey(obj.GetNamespace(), obj.GetName()))
+}
+
+func (t *table[T]) drop(key string) bool {
+	old, there := t.rows[key]
 	delete(t.rows, key)
+	if there && t.moved != nil {
+		t.moved(key, &old, nil)
+	}
 	return there
 }
 
@@ -56,8 +72,7 @@ func (t *table[T]) replace(objs []any) bool {
 	}
 	for key := range t.rows {
 		if !seen[key] {
-			delete(t.rows, key)
-			changed = true
+			changed = t.drop(key) || changed
 		}
 	}
 	return changed
@@ -89,7 +104,7 @@ func (e *entry) add(in *watch.Input) {
 func entries(kind string, opt watch.Options) *table[entry] {
 	return newTable(func(old entry, obj metav1.Object) (entry, bool) {
 		e := entry{key: model.Object{Kind: kind, Name: obj.GetName()}, uid: obj.GetUID(), version: obj.GetResourceVersion()}
-		if kind == watch.KindSecret {
+		if watch.Namespaced(kind) {
 			e.key.Namespace = obj.GetNamespace()
 		}
 		if old.uid == e.uid && old.version == e.version && e.version != "" {
@@ -126,6 +141,16 @@ type pod struct {
 	// mirror with a UID of its own; empty for others.
 	static      string
 	annotations map[string]string // those of CNI; nil when there are none
+	policy      *watch.Pod        // nil: policy has nothing to do with it, or is not asked for
+}
+
+// readPodForPolicy is readPod where there is policy.
+func readPodForPolicy(old pod, obj metav1.Object) (pod, bool) {
+	p, changed := readPod(old, obj)
+	if facts, ok := watch.ReadPod(obj.(*corev1.Pod)); ok {
+		p.policy = &facts
+	}
+	return p, changed || (p.policy == nil) != (old.policy == nil) || p.policy != nil && !p.policy.Equal(old.policy)
 }
 
 func readPod(old pod, obj metav1.Object) (pod, bool) {
