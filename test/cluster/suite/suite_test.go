@@ -65,10 +65,7 @@ func run(m *testing.M) int {
 		code = m.Run()
 	}
 	if code != 0 {
-		dir := os.Getenv("CAUSEWAY_CLUSTER_LOGS")
-		if dir == "" {
-			dir = filepath.Join(os.TempDir(), "causeway-suite-logs")
-		}
+		dir := logsDir()
 		logs, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		if err := c.CollectLogs(logs, dir); err != nil {
@@ -77,6 +74,14 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "suite: logs are in", dir)
 	}
 	return code
+}
+
+// logsDir is the folder for logs of a failure.
+func logsDir() string {
+	if dir := os.Getenv("CAUSEWAY_CLUSTER_LOGS"); dir != "" {
+		return dir
+	}
+	return filepath.Join(os.TempDir(), "causeway-suite-logs")
 }
 
 // viaHelm says how Causeway is installed, and removed: with its chart, not its manifest.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,14 +17,21 @@ import (
 )
 
 // namespace makes a namespace for one scenario, which goes with all in it when the
-// scenario ends.
+// scenario ends. Of one that failed the logs are kept first: later ones restart what said why.
 func namespace(t *testing.T) string {
 	t.Helper()
 	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))
 	kubectl(t, "create", "namespace", name)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 		defer cancel()
+		if t.Failed() {
+			dir := filepath.Join(logsDir(), name)
+			t.Logf("logs are in %s", dir)
+			if err := c.CollectLogs(ctx, dir); err != nil {
+				t.Error(err)
+			}
+		}
 		if _, err := c.Kubectl(ctx, "delete", "namespace", name, "--timeout=110s"); err != nil {
 			t.Error(err)
 		}
