@@ -75,20 +75,6 @@ func (f *Flow) same(o *Flow) bool {
 	return f.Zone == o.Zone && bytes.Equal(f.orig, o.orig) && bytes.Equal(f.reply, o.reply)
 }
 
-// ends reports whether policy sees one of the addresses in the flow.
-func (f *Flow) ends(addrs map[netip.Addr]struct{}) bool {
-	_, source := addrs[f.Source.Addr()]
-	_, destination := addrs[f.Destination.Addr()]
-	return source || destination
-}
-
-// names reports whether one of the addresses stands anywhere in the flow.
-func (f *Flow) names(addrs map[netip.Addr]struct{}) bool {
-	_, first := addrs[f.First.Addr()]
-	_, replyTo := addrs[f.ReplyTo.Addr()]
-	return first || replyTo || f.ends(addrs)
-}
-
 func (f *Flow) family() uint8 {
 	if f.Source.Addr().Is4() {
 		return unix.AF_INET

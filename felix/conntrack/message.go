@@ -50,11 +50,12 @@ const (
 	attrICMPv6Type = 8
 	attrICMPv6Code = 9
 
-	// ctattr_filter, and its bit for the source address (CTA_FILTER_FLAG in
+	// ctattr_filter, and its bits for addresses (CTA_FILTER_FLAG in
 	// net/netfilter/nf_conntrack_netlink.c)
-	attrFilterOrig  = 1
-	attrFilterReply = 2
-	filterSource    = 1 << 0
+	attrFilterOrig    = 1
+	attrFilterReply   = 2
+	filterSource      = 1 << 0
+	filterDestination = 1 << 1
 )
 
 var (
@@ -116,21 +117,39 @@ func (e *encoder) zone(z uint16) {
 	}
 }
 
-// source asks a dump for flows whose source in the original, or in the reply direction is
-// addr, of IPv4. Kernels before 5.8 do not know it and show all.
-func (e *encoder) source(addr netip.Addr, reply bool) {
-	tuple, flags := uint16(attrOrig), uint16(attrFilterOrig)
-	if reply {
-		tuple, flags = attrReply, attrFilterReply
+// place is where an address stands in a flow.
+type place struct {
+	tuple uint16 // attrOrig or attrReply
+	ip    uint16 // attrSrc4 or attrDst4
+	of    func(*Flow) netip.Addr
+}
+
+// The places. Policy sees the first two.
+var places = []place{
+	{attrOrig, attrSrc4, func(f *Flow) netip.Addr { return f.Source.Addr() }},
+	{attrReply, attrSrc4, func(f *Flow) netip.Addr { return f.Destination.Addr() }},
+	{attrOrig, attrDst4, func(f *Flow) netip.Addr { return f.First.Addr() }},
+	{attrReply, attrDst4, func(f *Flow) netip.Addr { return f.ReplyTo.Addr() }},
+}
+
+// filter asks a dump for flows that have an address of IPv4 in that place. Kernels before
+// 5.8 do not know it and show all.
+func (e *encoder) filter(p place, addr netip.Addr) {
+	flags, bit := uint16(attrFilterOrig), uint32(filterSource)
+	if p.tuple == attrReply {
+		flags = attrFilterReply
 	}
-	at := e.open(tuple | nested)
+	if p.ip == attrDst4 {
+		bit = filterDestination
+	}
+	at := e.open(p.tuple | nested)
 	ip := e.open(attrIP | nested)
-	e.bytes(attrSrc4, addr.AsSlice())
+	e.bytes(p.ip, addr.AsSlice())
 	e.shut(ip)
 	e.shut(at)
 	at = e.open(attrFilter | nested)
 	set := e.open(flags)
-	e.buf = ne.AppendUint32(e.buf, filterSource)
+	e.buf = ne.AppendUint32(e.buf, bit)
 	e.shut(set)
 	e.shut(at)
 }

@@ -140,49 +140,63 @@ func (s *socket) dumpOnce(ctx context.Context, family uint8, filter func(*encode
 	return broken
 }
 
-// flows shows the flows of addresses, by the cheaper way. Only IPv4 is filtered by the
-// kernel: of IPv6 addresses ctnetlink_filter_match_tuple (seen in 6.18) takes for different
-// what is equal, and shows all flows but those asked for.
+// flows shows the flows that have one of addrs as one of their ends; all when addrs is nil.
 func (s *socket) flows(ctx context.Context, addrs []netip.Addr, each func(*Flow)) error {
 	if addrs == nil {
 		return errors.Join(s.dump(ctx, unix.AF_INET, nil, each), s.dump(ctx, unix.AF_INET6, nil, each))
 	}
-	byFamily := map[uint8][]netip.Addr{}
 	wanted := make(map[netip.Addr]struct{}, len(addrs))
 	for _, a := range addrs {
-		a = a.Unmap()
-		if _, twice := wanted[a]; twice {
-			continue
+		wanted[a.Unmap()] = struct{}{}
+	}
+	return s.at(ctx, places[:2], wanted, each)
+}
+
+// naming shows the flows in which one of addrs stands anywhere.
+func (s *socket) naming(ctx context.Context, addrs map[netip.Addr]struct{}, each func(*Flow)) error {
+	return s.at(ctx, places, addrs, each)
+}
+
+// at shows the flows that have one of addrs in one of the places, by the cheaper way. Only
+// IPv4 is filtered by the kernel: of IPv6 addresses ctnetlink_filter_match_tuple (seen in
+// 6.18) takes for different what is equal, and shows all flows but those asked for.
+func (s *socket) at(ctx context.Context, in []place, addrs map[netip.Addr]struct{}, each func(*Flow)) error {
+	var v4, v6 []netip.Addr
+	for a := range addrs {
+		if a.Is4() {
+			v4 = append(v4, a)
+		} else {
+			v6 = append(v6, a)
 		}
-		wanted[a] = struct{}{}
-		f := uint8(unix.AF_INET)
-		if a.Is6() {
-			f = unix.AF_INET6
+	}
+	here := func(f *Flow) {
+		for _, p := range in {
+			if _, ok := addrs[p.of(f)]; ok {
+				each(f)
+				return
+			}
 		}
-		byFamily[f] = append(byFamily[f], a)
 	}
 	var errs []error
-	for family, some := range byFamily {
-		if family == unix.AF_INET6 || 2*len(some) > walks {
-			errs = append(errs, s.dump(ctx, family, nil, func(f *Flow) {
-				if f.ends(wanted) {
+	if len(v6) > 0 {
+		errs = append(errs, s.dump(ctx, unix.AF_INET6, nil, here))
+	}
+	if len(in)*len(v4) > walks {
+		errs = append(errs, s.dump(ctx, unix.AF_INET, nil, here))
+		v4 = nil
+	}
+	for _, a := range v4 {
+		for i, p := range in {
+			errs = append(errs, s.dump(ctx, unix.AF_INET, func(e *encoder) { e.filter(p, a) }, func(f *Flow) {
+				for _, before := range in[:i] {
+					if before.of(f) == a {
+						return // shown already
+					}
+				}
+				if p.of(f) == a { // an older kernel does not filter
 					each(f)
 				}
 			}))
-			continue
-		}
-		for _, a := range some {
-			errs = append(errs,
-				s.dump(ctx, family, func(e *encoder) { e.source(a, false) }, func(f *Flow) {
-					if f.Source.Addr() == a {
-						each(f)
-					}
-				}),
-				s.dump(ctx, family, func(e *encoder) { e.source(a, true) }, func(f *Flow) {
-					if f.Destination.Addr() == a && f.Source.Addr() != a {
-						each(f)
-					}
-				}))
 		}
 	}
 	return errors.Join(errs...)

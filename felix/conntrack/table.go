@@ -1,11 +1,11 @@
 package conntrack
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,7 +22,7 @@ const (
 	answerTime    = 20 * time.Second
 	// walks is how many dumps that the kernel filters are tried before all is read and
 	// filtered here: each of them walks the whole table.
-	walks = 4
+	walks = 6
 	tries = 8 // of a dump that is interrupted
 )
 
@@ -61,8 +61,8 @@ func (t *Table) Flows(ctx context.Context, addrs []netip.Addr, each func(*Flow))
 
 // Mark sets the bits of mask in the marks of some flows, and clears them in those of others;
 // the other bits stay as they are. A flow that is gone is passed over. Where another flow
-// was found in the place of one that is gone (between the same ends, and translated
-// otherwise), its mark may be changed too: such flows are returned as they are now.
+// was found in the place of one that is gone (opened between the same ends, and sent elsewhere by
+// a Service), its mark may be changed too: such flows are returned as they are now.
 func (t *Table) Mark(ctx context.Context, mask uint32, set, clear []Flow) (others []Flow, err error) {
 	s, err := t.open()
 	if err != nil {
@@ -98,6 +98,8 @@ func (t *Table) Mark(ctx context.Context, mask uint32, set, clear []Flow) (other
 	if err := s.commands(ctx, len(all), change, nil, failed); err != nil {
 		return nil, fmt.Errorf("marking connections: %w", err)
 	}
+	// Without a Service what was found is the same to policy.
+	all = slices.DeleteFunc(all, func(f *Flow) bool { return f.First == f.Destination })
 	found := func(i int, body []byte) error {
 		var f Flow
 		if err := f.parse(body); err != nil {
@@ -282,22 +284,19 @@ func (t *Table) Forget(ctx context.Context, addrs ...netip.Addr) (int, error) {
 }
 
 func (t *Table) forget(ctx context.Context, addrs map[netip.Addr]struct{}) (int, error) {
-	var family uint8
-	for a := range addrs {
-		af := uint8(unix.AF_INET6)
-		if a.Is4() {
-			af = unix.AF_INET
-		}
-		if family != 0 && family != af {
-			family = 0
-			break
-		}
-		family = cmp.Or(family, af)
-	}
 	if len(addrs) == 0 {
 		return 0, nil
 	}
-	n, err := t.Delete(ctx, family, func(f *Flow) bool { return f.names(addrs) })
+	s, err := t.open()
+	if err != nil {
+		return 0, err
+	}
+	defer s.close()
+	var found []Flow
+	if err := s.naming(ctx, addrs, func(f *Flow) { found = append(found, f.Clone()) }); err != nil {
+		return 0, fmt.Errorf("reading connections: %w", err)
+	}
+	n, err := s.delete(ctx, found)
 	if err != nil {
 		return n, fmt.Errorf("forgetting the connections of %d addresses: %w", len(addrs), err)
 	}
