@@ -137,7 +137,9 @@ func (c *checker) kubernetesPeers(field string, in []networkingv1.NetworkPolicyP
 		case p.IPBlock != nil && (p.PodSelector != nil || p.NamespaceSelector != nil):
 			c.bad(field, "has ipBlock beside selectors; it must stand alone")
 		case p.IPBlock != nil:
-			e.Nets = c.nets(field+".ipBlock.cidr", []string{p.IPBlock.CIDR})
+			if net, ok := c.network(field+".ipBlock.cidr", p.IPBlock.CIDR); ok {
+				e.Nets = append(e.Nets, net)
+			}
 			e.NotNets = c.nets(field+".ipBlock.except", p.IPBlock.Except)
 			for i, not := range e.NotNets {
 				if len(e.Nets) == 1 && (e.Nets[0].Bits() >= not.Bits() || !e.Nets[0].Contains(not.Addr())) {
