@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/causeway-net/causeway/felix/conntrack"
+	"github.com/causeway-net/causeway/felix/felixtest"
 )
 
 // full is a node whose table has this many connections, between 110 pods and 10,000 others.
@@ -70,7 +71,7 @@ func BenchmarkTable(b *testing.B) {
 		}
 	})
 	// From the poke to the last mark, with a verdict that costs nothing.
-	p := &policy{}
+	p := &oracle{}
 	c := n.running(b, p)
 	c.InSync()
 	until(b, "the first rounds", func() bool { return c.Stats().Rounds == 2 })
@@ -97,5 +98,29 @@ func BenchmarkTable(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// BenchmarkVerdict judges flows by the rules of a random cluster.
+func BenchmarkVerdict(b *testing.B) {
+	g, trial := felixtest.NewGenerator(1), felixtest.NewTrial()
+	for _, c := range g.Start() {
+		if err := trial.Change(c); err != nil {
+			b.Fatal(err)
+		}
+	}
+	j := conntrack.NewJudge(nil)
+	if _, err := j.Apply(trial.Engine.Flush()); err != nil {
+		b.Fatal(err)
+	}
+	flows := make([]conntrack.Flow, 1000)
+	for i := range flows {
+		p := g.Packet()
+		from, to := netip.AddrPortFrom(p.Src, p.SrcPort), netip.AddrPortFrom(p.Dst, p.DstPort)
+		flows[i] = conntrack.Flow{Protocol: p.Protocol, Source: from, Destination: to, First: to, ReplyTo: from}
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		j.Verdict(&flows[i%len(flows)])
 	}
 }

@@ -53,8 +53,8 @@ type Config struct {
 	// drop packets of connections that have it before they accept what is established.
 	Bit uint32
 	// Verdict judges a flow as if it began now, by the rules that stand in the kernel;
-	// required. It must not keep the Flow. It is called from one goroutine at a time, many times in a
-	// row.
+	// required: Judge.Verdict. It must not keep the Flow. It is called from one goroutine at a
+	// time, many times in a row.
 	Verdict func(*Flow) Verdict
 	Kernel  Kernel // optional: a Table of the network namespace that Run is called in
 	// Resync is how often all flows are judged without being asked for; default as in

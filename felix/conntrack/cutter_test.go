@@ -140,7 +140,7 @@ func TestScope(t *testing.T) {
 		conntrack.Flow{Source: ap("10.0.0.3:1"), Destination: ap("10.0.0.9:80"), Mark: bit | 2},
 		conntrack.Flow{Source: ap("192.0.2.1:1"), Destination: ap("192.0.2.2:80"), Mark: bit},
 	)
-	p := &policy{}
+	p := &oracle{}
 	p.forbid(func(f *conntrack.Flow) bool { return f.Source.Addr() == a })
 	c := run(t, conntrack.Config{Log: slog.New(slog.DiscardHandler), Bit: bit, Kernel: k, Verdict: func(f *conntrack.Flow) conntrack.Verdict {
 		if f.Destination.Addr() == netip.MustParseAddr("192.0.2.2") {
@@ -181,7 +181,7 @@ func TestScope(t *testing.T) {
 // was read.
 func TestSecondLook(t *testing.T) {
 	k := newTable()
-	p := &policy{}
+	p := &oracle{}
 	p.forbid(func(*conntrack.Flow) bool { return true })
 	c := run(t, conntrack.Config{Log: slog.New(slog.DiscardHandler), Bit: bit, Kernel: k, Verdict: p.verdict})
 	c.InSync()
@@ -224,7 +224,7 @@ func TestReplaced(t *testing.T) {
 	k.onMark = func(k *table) {
 		k.add(conntrack.Flow{Source: ap("10.0.0.1:1"), First: ap("10.96.0.1:80"), Destination: ap("10.0.0.8:80")})
 	}
-	p := &policy{}
+	p := &oracle{}
 	p.forbid(func(f *conntrack.Flow) bool { return f.Destination == forbidden })
 	c := run(t, conntrack.Config{Log: slog.New(slog.DiscardHandler), Bit: bit, Kernel: k, Verdict: p.verdict})
 	c.InSync()

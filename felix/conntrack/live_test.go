@@ -84,7 +84,7 @@ func TestCut(t *testing.T) {
 			}
 			n.feed(t, b.load, words(b.rules, ""))
 
-			p := &policy{}
+			p := &oracle{}
 			c := n.running(t, p)
 			c.InSync()
 			to := func(ns, network string, target netip.Addr, port, serve uint16) *talk {
@@ -156,7 +156,7 @@ func TestBeginWhileForbidden(t *testing.T) {
 	n := newNode(t)
 	client, server := podAddr(false, 0), podAddr(false, 1)
 	n.feed(t, "iptables-legacy-restore", strings.NewReplacer("$S", server.String(), "$V", "10.96.0.1", "$B", "32").Replace(restore))
-	p := &policy{}
+	p := &oracle{}
 	c := n.running(t, p)
 	c.InSync()
 	s := newStorm(t, n.pods[0], n.pods[1], netip.AddrPortFrom(server, 7000))
@@ -183,7 +183,7 @@ func TestOlderFlows(t *testing.T) {
 	client, server := podAddr(false, 0), podAddr(false, 1)
 	n.feed(t, "iptables-legacy-restore", strings.NewReplacer("$S", server.String(), "$V", "10.96.0.1", "$B", "32").Replace(restore))
 	k := dial(t, "tcp", n.pods[0], netip.AddrPortFrom(server, 8000), n.pods[1], netip.AddrPortFrom(server, 8000))
-	p := &policy{}
+	p := &oracle{}
 	p.forbid(func(f *conntrack.Flow) bool { return f.Source.Addr() == client })
 	c := n.running(t, p)
 	c.Poke(client)

@@ -264,14 +264,14 @@ func (k *talk) cut(t testing.TB, since time.Time) time.Duration {
 	return last.Sub(since)
 }
 
-// policy is a verdict that a test changes.
-type policy struct {
+// oracle is a verdict that a test changes.
+type oracle struct {
 	forbidden atomic.Pointer[func(*conntrack.Flow) bool]
 }
 
-func (p *policy) forbid(f func(*conntrack.Flow) bool) { p.forbidden.Store(&f) }
+func (p *oracle) forbid(f func(*conntrack.Flow) bool) { p.forbidden.Store(&f) }
 
-func (p *policy) verdict(f *conntrack.Flow) conntrack.Verdict {
+func (p *oracle) verdict(f *conntrack.Flow) conntrack.Verdict {
 	if !f.FromHost && (*p.forbidden.Load())(f) {
 		return conntrack.Cut
 	}
@@ -279,7 +279,7 @@ func (p *policy) verdict(f *conntrack.Flow) conntrack.Verdict {
 }
 
 // running makes a Cutter of a node and runs it as long as the test.
-func (n *node) running(t testing.TB, p *policy) *conntrack.Cutter {
+func (n *node) running(t testing.TB, p *oracle) *conntrack.Cutter {
 	t.Helper()
 	if p.forbidden.Load() == nil {
 		p.forbid(func(*conntrack.Flow) bool { return false })

@@ -211,6 +211,30 @@ func (t *Table) Own(ctx context.Context) (map[netip.Addr]struct{}, error) {
 	return own, ctx.Err()
 }
 
+// Route returns the name of the interface that the host reaches an address by; empty when
+// the address is the host's own, or cannot be reached.
+func (t *Table) Route(addr netip.Addr) string {
+	var name string
+	_ = t.in(func() error { // no route: no interface
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		routes, err := h.RouteGet(addr.AsSlice())
+		if err != nil || len(routes) == 0 || routes[0].Type == unix.RTN_LOCAL {
+			return err
+		}
+		link, err := h.LinkByIndex(routes[0].LinkIndex)
+		if err != nil {
+			return err
+		}
+		name = link.Attrs().Name
+		return nil
+	})
+	return name
+}
+
 func (t *Table) in(f func() error) error {
 	if t.enter != nil {
 		return t.enter(f)
