@@ -1,10 +1,12 @@
 package encapguard
 
 import (
+	"context"
 	"fmt"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-net/causeway/felix/conntrack"
 )
 
 // ForgetTranslated deletes the connections of IPIP that the kernel gave another source: those
@@ -14,15 +16,11 @@ import (
 //
 // It reads the whole table of connections of the network namespace that the calling thread is in.
 func ForgetTranslated() error {
-	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, translatedIPIP{}); err != nil {
+	_, err := conntrack.NewTable().Delete(context.Background(), unix.AF_INET, func(f *conntrack.Flow) bool {
+		return f.Protocol == unix.IPPROTO_IPIP && f.Source != f.ReplyTo
+	})
+	if err != nil {
 		return fmt.Errorf("forgetting what pods sent as IPIP: %w", err)
 	}
 	return nil
-}
-
-type translatedIPIP struct{}
-
-// MatchConntrackFlow implements netlink.CustomConntrackFilter.
-func (translatedIPIP) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	return f.Forward.Protocol == unix.IPPROTO_IPIP && !f.Forward.SrcIP.Equal(f.Reverse.DstIP)
 }
