@@ -354,8 +354,10 @@ func (r *round) write() {
 		}
 		r.cut += uint64(len(set))
 		r.cleared += uint64(len(clear))
-		for i := range set {
-			r.c.cfg.Log.Debug("connection cut", "flow", set[i].String())
+		if r.c.cfg.Log.Enabled(r.ctx, slog.LevelDebug) {
+			for i := range set {
+				r.c.cfg.Log.Debug("connection cut", "flow", set[i].String())
+			}
 		}
 		if len(others) > 0 && try == again {
 			r.errs = append(r.errs, fmt.Errorf("%d connections were replaced while they were marked", len(others)))

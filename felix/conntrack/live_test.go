@@ -1,12 +1,16 @@
 package conntrack_test
 
 import (
+	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/causeway-net/causeway/felix/conntrack"
+	"github.com/causeway-net/causeway/felix/policy"
+	"github.com/causeway-net/causeway/internal/model"
 )
 
 // The rules of a node: those of a policy backend, in short, and kube-proxy's. Connections
@@ -199,4 +203,55 @@ func TestOlderFlows(t *testing.T) {
 		t.Errorf("cut after %v", d)
 	}
 	until(t, "the count of marks", func() bool { return c.Stats().Marked == 1 })
+}
+
+// TestJudgedByPolicy takes the verdict from the rules that an engine makes: a policy that comes to
+// forbid one pod what it had open through a Service cuts that alone, from whichever end
+// packets come, and the host's own connection to the same port stays.
+func TestJudgedByPolicy(t *testing.T) {
+	n := newNode(t)
+	server := podAddr(false, 1)
+	n.feed(t, "iptables-legacy-restore", strings.NewReplacer("$S", server.String(), "$V", "10.96.0.1", "$B", "32").Replace(restore))
+	r := &rules{policy.New(policy.Config{}), conntrack.NewJudge(n.table.Route)}
+	r.SetNamespace(model.Namespace{Name: "red"})
+	for i, name := range []string{"web", "db", "else"} {
+		r.pod(t, name, fmt.Sprintf("cali%d", i), podAddr(false, i).String())
+	}
+	set := func(p model.Policy) {
+		t.Helper()
+		if err := r.SetPolicy(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := only("db", "web", 8001)
+	open.Ingress = append(open.Ingress, only("db", "else", 9001).Ingress...)
+	set(open)
+	r.flush(t)
+	c := run(t, conntrack.Config{Log: slog.New(slog.DiscardHandler), Bit: bit, Verdict: r.Verdict, Kernel: n.table})
+	c.InSync()
+
+	serve := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(server, port) }
+	web := dial(t, "tcp", n.pods[0], netip.MustParseAddrPort("10.96.0.1:80"), n.pods[1], serve(8001))
+	others := []*talk{
+		dial(t, "udp", n.pods[2], serve(9001), n.pods[1], serve(9001)),
+		dial(t, "tcp", n.name, serve(9002), n.pods[1], serve(9002)),
+	}
+	// What the rules here let through, policy does not: UDP was never allowed.
+	c.Poke(server)
+	others[0].cut(t, time.Now())
+	set(only("db", "else", 9001))
+	shell(t, "ip netns exec "+n.name+" iptables-legacy -A deny -s "+podAddr(false, 0).String()+" -d "+server.String()+" -j DROP")
+	since := time.Now()
+	r.flush(t).Poke(c)
+	if d := web.cut(t, since); d > time.Second {
+		t.Errorf("cut after %v", d)
+	}
+	others[1].hears(t)
+	set(open)
+	shell(t, "ip netns exec "+n.name+" iptables-legacy -F deny")
+	r.flush(t).Poke(c)
+	web.hears(t)
+	if s := c.Stats(); s.Cut != 2 || s.Cleared != 1 {
+		t.Errorf("%+v", s)
+	}
 }
