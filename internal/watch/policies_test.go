@@ -353,3 +353,52 @@ func TestPending(t *testing.T) {
 		t.Errorf("%+v", u)
 	}
 }
+
+// TestPolicyMemory: every kind of thing comes back as it was.
+func TestPolicyMemory(t *testing.T) {
+	j := join(t, policyOptions)
+	j.Set(Check(policyObject(t, "tier", "a", `{}`), policyOptions))
+	j.Set(Check(policyObject(t, "tier", "b", `{order: 0}`), policyOptions))
+	j.Set(Check(policyObject(t, "gnp", "a", `{selector: all(), ingress: [{action: Allow, protocol: ICMP, icmp: {type: 8, code: 0}, source: {nets: [10.0.0.0/8], services: null}}]}`), policyOptions))
+	j.Set(Check(policyObject(t, "np", "a/b", `{order: 0, egress: [{action: Allow, protocol: TCP, destination: {services: {name: s}}}, {action: Deny, protocol: TCP, destination: {ports: [http, "1:2"]}}]}`), policyOptions))
+	j.Set(Check(policyObject(t, "gns", "a", `{nets: ["fd00::/8"]}`), policyOptions))
+	j.Set(Check(policyObject(t, "hep", "a", `{node: n1, interfaceName: "*", expectedIPs: [192.0.2.1], ports: [{name: p, protocol: TCP, port: 1}], profiles: [kns.a]}`), policyOptions))
+	j.Set(Check(policyObject(t, "felix", "default", `{failsafeInboundHostPorts: [{port: 1, net: 10.0.0.0/8}, {port: 2}]}`), policyOptions))
+	j.Set(nodeAt("n1", "192.0.2.1"))
+	j.SetNamespace(model.Namespace{Name: "prod", Labels: map[string]string{"a": "b"}})
+	j.SetServiceAccount(model.ServiceAccount{Namespace: "prod", Name: "x", Labels: map[string]string{"a": "b"}})
+	j.SetSlice(model.ServiceID{Namespace: "a", Name: "s"}, "s-1", []model.ServiceEndpoint{{Addr: netip.MustParseAddr("10.0.0.1"), Protocol: 6, Port: 1}})
+	j.SetPod(podObject("a", "u"))
+	j.Attach(attachment("c", "a", "u", "cali1", "10.0.0.2"))
+	u := j.take()
+	u.Apply(j.w)
+	m := NewPolicyMemory()
+	if err := m.Keep(u); err != nil {
+		t.Fatal(err)
+	}
+	if m.Len() != 12 {
+		t.Errorf("%d things of %d changes, want 12", m.Len(), u.Len())
+	}
+	read, err := ReadPolicyMemory(strings.NewReader(string(slices.Concat(slices.Collect(func(yield func([]byte) bool) {
+		for _, l := range m.Lines() {
+			if !yield(append(slices.Clone(l), '\n')) {
+				return
+			}
+		}
+	})...))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(read, m) {
+		t.Errorf("read %v, want %v", read, m)
+	}
+	back, err := read.Update()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld()
+	back.Apply(w)
+	if !reflect.DeepEqual(w, j.w) {
+		t.Errorf("came back\n%+v\nwant\n%+v", w, j.w)
+	}
+}
