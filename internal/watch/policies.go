@@ -99,21 +99,24 @@ func (p *Policies) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(policyGather):
 		}
-		if u := p.take(); u != nil {
+		if u := p.Take(); u != nil {
 			p.publish(u)
 		}
 	}
 }
 
-// take returns what has changed, or nil.
-func (p *Policies) take() *PolicyUpdate {
+// Take returns what has changed since it was last called, or nil. Run calls it; whoever runs no
+// Run can do so instead.
+func (p *Policies) Take() *PolicyUpdate {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.settled || len(p.changes) == 0 && p.told {
 		return nil
 	}
 	p.told = true
-	return &PolicyUpdate{changes: p.changes.take(), Pending: p.pending}
+	u := &PolicyUpdate{changes: p.changes.take(), Pending: p.pending}
+	p.changes = changeSet{} // a map does not shrink, and the first batch is large
+	return u
 }
 
 func (p *Policies) changed() {

@@ -32,7 +32,7 @@ func join(t *testing.T, opt Options) *joined {
 // sync brings the world up to date.
 func (j *joined) sync() *world {
 	j.t.Helper()
-	if u := j.take(); u != nil {
+	if u := j.Take(); u != nil {
 		if err := u.Apply(j.w); err != nil {
 			j.t.Fatal(err)
 		}
@@ -336,20 +336,20 @@ func TestNamed(t *testing.T) {
 func TestPending(t *testing.T) {
 	p := NewPolicies(policyOptions, nil, func() {})
 	p.SetNamespace(model.Namespace{Name: "a"})
-	if u := p.take(); u != nil {
+	if u := p.Take(); u != nil {
 		t.Error("an update before anybody said what is missing")
 	}
 	p.SetPending([]string{"b", "a"})
-	u := p.take()
+	u := p.Take()
 	if u == nil || !slices.Equal(u.Pending, []string{"a", "b"}) || u.Len() != 2 { // with what holds for hosts
 		t.Fatalf("%+v", u)
 	}
 	p.SetPending([]string{"a", "b"})
-	if u := p.take(); u != nil {
+	if u := p.Take(); u != nil {
 		t.Errorf("the same again: %+v", u)
 	}
 	p.SetPending(nil)
-	if u := p.take(); u == nil || u.Pending != nil || u.Len() != 0 {
+	if u := p.Take(); u == nil || u.Pending != nil || u.Len() != 0 {
 		t.Errorf("%+v", u)
 	}
 }
@@ -370,7 +370,7 @@ func TestPolicyMemory(t *testing.T) {
 	j.SetSlice(model.ServiceID{Namespace: "a", Name: "s"}, "s-1", []model.ServiceEndpoint{{Addr: netip.MustParseAddr("10.0.0.1"), Protocol: 6, Port: 1}})
 	j.SetPod(podObject("a", "u"))
 	j.Attach(attachment("c", "a", "u", "cali1", "10.0.0.2"))
-	u := j.take()
+	u := j.Take()
 	u.Apply(j.w)
 	m := NewPolicyMemory()
 	if err := m.Keep(u); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"net/netip"
 	"slices"
 
 	"github.com/causeway-net/causeway/internal/model"
@@ -104,7 +105,7 @@ type thing struct {
 	Policy    *policyForm             `json:"policy,omitempty"`
 	Namespace *model.Namespace        `json:"namespace,omitempty"`
 	Account   *model.ServiceAccount   `json:"account,omitempty"`
-	Endpoint  *model.PolicyEndpoint   `json:"endpoint,omitempty"`
+	Endpoint  *endpointForm           `json:"endpoint,omitempty"`
 	Set       *model.NetworkSet       `json:"set,omitempty"`
 	Node      *model.PolicyNode       `json:"node,omitempty"`
 	Service   *model.ServiceEndpoints `json:"service,omitempty"`
@@ -122,6 +123,19 @@ type (
 		Order *float64
 	}
 )
+
+// endpointForm is a model.PolicyEndpoint whose empty fields take no room: there are many.
+type endpointForm struct {
+	ID             model.PolicyEndpointID `json:"id"`
+	Labels         map[string]string      `json:"labels,omitempty"`
+	ServiceAccount string                 `json:"account,omitempty"`
+	Addresses      []netip.Addr           `json:"addresses,omitempty"`
+	Ports          []model.EndpointPort   `json:"ports,omitempty"`
+	Interface      string                 `json:"interface,omitempty"`
+	Unknown        bool                   `json:"unknown,omitempty"`
+	AllowedSources []netip.Prefix         `json:"sources,omitempty"`
+	Profiles       []string               `json:"profiles,omitempty"`
+}
 
 func finite(order float64) *float64 {
 	if math.IsInf(order, 1) {
@@ -142,7 +156,8 @@ func encodeThing(value any) ([]byte, error) {
 	case model.ServiceAccount:
 		t.Account = &v
 	case model.PolicyEndpoint:
-		t.Endpoint = &v
+		form := endpointForm(v)
+		t.Endpoint = &form
 	case model.NetworkSet:
 		t.Set = &v
 	case model.PolicyNode:
@@ -172,7 +187,7 @@ func decodeThing(data []byte) (any, error) {
 	case t.Account != nil:
 		return *t.Account, nil
 	case t.Endpoint != nil:
-		return *t.Endpoint, nil
+		return model.PolicyEndpoint(*t.Endpoint), nil
 	case t.Set != nil:
 		return *t.Set, nil
 	case t.Node != nil:

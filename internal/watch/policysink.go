@@ -150,13 +150,12 @@ type changeSet map[any]any
 func (s changeSet) set(key, value any) { s[key] = value }
 func (s changeSet) remove(key any)     { s[key] = nil }
 
-// take returns the changes in order and forgets them.
+// take returns the changes in order.
 func (s changeSet) take() []policyChange {
 	out := make([]policyChange, 0, len(s))
 	for k, v := range s {
 		out = append(out, policyChange{k, v})
 	}
-	clear(s)
 	slices.SortFunc(out, func(a, b policyChange) int { return cmp.Compare(rank(a.key), rank(b.key)) })
 	return out
 }

@@ -60,7 +60,8 @@ func (s *Source) Policies() *watch.Policies {
 // Needs says what the policies that are in force here need beyond what is always watched: the
 // pods of other nodes, and of the Services that policies name those that service reports. It
 // is to be called after each update. It reports whether all that is needed was read; when not,
-// another update follows as soon as it is. It must not be called without Config.Policy.
+// another update follows as soon as it is. It must not be called without Config.Policy, and
+// service must not be nil.
 func (s *Source) Needs(pods bool, service func(model.ServiceID) bool) (known bool) {
 	f := s.policy
 	services, _ := f.policies.Named()
