@@ -238,12 +238,13 @@ func (g *Generator) pod(i int) model.PolicyEndpoint {
 	return e
 }
 
+// hostEndpoints is how many there are; the last is another node's.
 const hostEndpoints = 4
 
 func (g *Generator) hostEndpoint(i int) model.PolicyEndpoint {
 	e := model.PolicyEndpoint{ID: model.PolicyEndpointID{Kind: model.EndpointHost, Name: fmt.Sprintf("hep%d", i)},
 		Labels: g.labels(), Ports: g.ports(), Interface: []string{"eth0", "eth1", "*", ""}[i]}
-	e.Addresses = some(g, 2, func() netip.Addr { return hostAddr(g.in(50), 1+g.IntN(5)) })
+	e.Addresses = some(g, 2, func() netip.Addr { return hostAddr(g.in(50), 1+g.IntN(3)+i/3*3) })
 	slices.SortFunc(e.Addresses, netip.Addr.Compare)
 	e.Addresses = slices.Compact(e.Addresses)
 	e.Profiles = some(g, 1, func() string { return one(g, "projectcalico-default-allow", "kns.ns0", "other") })

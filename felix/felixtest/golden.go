@@ -166,6 +166,28 @@ func (w *World) Verdict(p trace.Packet) Verdict {
 	return v
 }
 
+// Possible reports whether routing could take the packet its way: what ends on the host or
+// at a workload's link is for an address that is theirs, and what they send is from one,
+// and no endpoint of another node claims to have it too. Of other packets nobody says whose
+// named ports they meet.
+func (w *World) Possible(p trace.Packet) bool {
+	elsewhere := func(a netip.Addr) bool {
+		for _, e := range w.Endpoints {
+			if e.Interface == "" && slices.Contains(e.Addresses, a) {
+				return true
+			}
+		}
+		return false
+	}
+	own := func(link string) bool { return link == "" || strings.HasPrefix(link, trace.WorkloadPrefix) }
+	in, out := w.at(p.In), w.at(p.Out)
+	spoofed := own(p.In) && in != nil && !slices.Contains(in.Addresses, p.Src) && !anyNet(in.AllowedSources, p.Src)
+	if own(p.In) && !spoofed && elsewhere(p.Src) || own(p.Out) && elsewhere(p.Dst) {
+		return false
+	}
+	return !own(p.Out) || out == nil || slices.Contains(out.Addresses, p.Dst)
+}
+
 // at finds the local endpoint behind an interface: the workload or host endpoint that names it, or
 // else, where it is no workload's, the host endpoint of all interfaces.
 func (w *World) at(link string) *model.PolicyEndpoint {

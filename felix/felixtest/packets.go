@@ -13,6 +13,14 @@ import (
 // addresses of endpoints and the first, last and next ones of networks, ports of rules and
 // those beside them.
 func (g *Generator) Packet() trace.Packet {
+	for {
+		if p := g.packet(); g.World.Possible(p) {
+			return p
+		}
+	}
+}
+
+func (g *Generator) packet() trace.Packet {
 	v6 := g.in(40)
 	p := trace.Packet{Src: g.address(v6), Dst: g.address(v6)}
 	p.Protocol = one[uint8](g, 6, 6, 6, 17, 17, 132, 136, 47, 1)
