@@ -346,6 +346,10 @@ func TestPolicyProblems(t *testing.T) {
 }
 
 func TestTier(t *testing.T) {
+	admin := Check(policyObject(t, "tier", "kube-admin", `{order: 1000}`), policyOptions).value
+	if want := (model.Tier{Name: "kube-admin", Order: 1000, DefaultAction: model.RulePass}); admin != want {
+		t.Errorf("%v, want %v", admin, want)
+	}
 	for spec, want := range map[string]model.Tier{
 		`{}`:                              {Name: "a", Order: math.Inf(1), DefaultAction: model.RuleDeny},
 		`{order: 7, defaultAction: Pass}`: {Name: "a", Order: 7, DefaultAction: model.RulePass},

@@ -99,6 +99,9 @@ var tiersFixed = map[string]float64{
 
 func (c *checker) tier(t *v3.Tier) model.Tier {
 	out := model.Tier{Name: t.Name, Order: orderOf(t.Spec.Order), DefaultAction: model.RuleDeny}
+	if t.Name == model.TierAdmin || t.Name == model.TierBaseline {
+		out.DefaultAction = model.RulePass // as without an object
+	}
 	if a := t.Spec.DefaultAction; a != nil && *a != "" {
 		enum(c, ".spec.defaultAction", *a, v3.TierDeny, v3.TierPass)
 		out.DefaultAction = model.RuleAction(*a)
