@@ -339,6 +339,13 @@ func (g *Generator) namespaceSelector() string {
 	return g.selector(false)
 }
 
+func (g *Generator) accountSelector() string {
+	if g.in(20) {
+		return "projectcalico.org/name == 'web'"
+	}
+	return g.selector(false)
+}
+
 // Objects lists the World as the changes that make it, in an order that puts it in force.
 func (w *World) Objects() []Change {
 	var out []Change

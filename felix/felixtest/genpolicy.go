@@ -31,7 +31,7 @@ func (g *Generator) policy(i int) model.Policy {
 	case model.PolicyNamespaced, model.PolicyStagedNamespaced:
 		p.ID.Namespace, p.Tier = nsName(i%3), g.calicoTier()
 		if g.in(20) {
-			p.Subject.ServiceAccountSelector = g.selector(false)
+			p.Subject.ServiceAccountSelector = g.accountSelector()
 		}
 	default:
 		p.Tier = g.calicoTier()
@@ -39,7 +39,7 @@ func (g *Generator) policy(i int) model.Policy {
 			p.Subject.NamespaceSelector = g.namespaceSelector()
 		}
 		if g.in(15) {
-			p.Subject.ServiceAccountSelector = g.selector(false)
+			p.Subject.ServiceAccountSelector = g.accountSelector()
 		}
 		switch n := g.IntN(10); {
 		case n < 2:
@@ -163,11 +163,11 @@ func (g *Generator) calicoRule(p *model.Policy, dir Direction) model.Rule {
 	switch r.Protocol {
 	case model.ProtocolTCP, model.ProtocolUDP, model.ProtocolSCTP, model.ProtocolUDPLite:
 		for _, e := range []*model.EntityRule{&r.Source, &r.Destination} {
-			if e.Service != nil || g.in(60) {
+			if e.Service != nil || g.in(40) {
 				continue
 			}
 			e.Ports = some(g, 4, g.port)
-			if g.in(30) {
+			if g.in(40) {
 				e.NotPorts = some(g, 3, g.port)
 			}
 		}
@@ -232,7 +232,7 @@ func (g *Generator) entity(p *model.Policy, dir Direction, destination bool) mod
 		e.ServiceAccounts = slices.Compact(e.ServiceAccounts)
 	}
 	if g.in(6) {
-		e.ServiceAccountSelector = g.selector(false)
+		e.ServiceAccountSelector = g.accountSelector()
 	}
 	return e
 }

@@ -360,14 +360,15 @@ func (w *World) selects(selector string, labels map[string]string, namespace str
 }
 
 // namespaceSelects puts a namespace selector, which is not empty, to a namespace. What has
-// no namespace is selected where the selector says global() only.
+// no namespace is selected where the selector says global() only; a namespace that was not
+// seen has no labels.
 func (w *World) namespaceSelects(selector, namespace string) bool {
 	if namespace == "" && !strings.Contains(selector, "global()") {
 		return false
 	}
 	labels := map[string]string{}
-	if namespace != "" {
-		maps.Copy(labels, w.Namespaces[namespace].Labels)
+	if ns, known := w.Namespaces[namespace]; known {
+		maps.Copy(labels, ns.Labels)
 		labels["projectcalico.org/name"] = namespace
 	}
 	return w.selectors.parse(selector)(labels, namespace == "")
@@ -379,8 +380,10 @@ func (w *World) accountSelects(selector string, e *model.PolicyEndpoint) bool {
 		return false
 	}
 	labels := map[string]string{}
-	maps.Copy(labels, w.ServiceAccounts[[2]string{e.ID.Namespace, e.ServiceAccount}].Labels)
-	labels["projectcalico.org/name"] = e.ServiceAccount
+	if sa, known := w.ServiceAccounts[[2]string{e.ID.Namespace, e.ServiceAccount}]; known {
+		maps.Copy(labels, sa.Labels)
+		labels["projectcalico.org/name"] = e.ServiceAccount
+	}
 	return w.selectors.parse(selector)(labels, false)
 }
 

@@ -29,14 +29,40 @@ func (g *Generator) packet() trace.Packet {
 	}
 	p.SrcPort, p.DstPort = g.edge(), g.edge()
 	p.ICMPType, p.ICMPCode = one[uint8](g, 0, 3, 8, 128, 253, 254), one[uint8](g, 0, 1, 254, 255)
+	if g.in(20) {
+		g.aimAtPort(&p)
+	}
 	p.In, p.Out = g.link(p.Src), g.link(p.Dst)
 	if p.In == "" && p.Out == "" || p.In == p.Out {
 		p.Out = one(g, "eth0", "eth1", "eth2")
+	}
+	if g.in(4) { // from the host out
+		p.Src, p.In, p.Out = hostAddr(v6, 1), "", one(g, "eth0", "eth1")
 	}
 	if g.in(10) {
 		p.FirstDst, p.FirstDstPort = g.address(v6), g.edge()
 	}
 	return p
+}
+
+// aimAtPort makes one end of the packet a named port of an endpoint.
+func (g *Generator) aimAtPort(p *trace.Packet) {
+	ids := slices.SortedFunc(maps.Keys(g.World.Endpoints), model.PolicyEndpointID.Compare)
+	if len(ids) == 0 {
+		return
+	}
+	e := g.World.Endpoints[ids[g.IntN(len(ids))]]
+	i := slices.IndexFunc(e.Addresses, func(a netip.Addr) bool { return a.Is6() == p.Src.Is6() })
+	if i < 0 || len(e.Ports) == 0 {
+		return
+	}
+	port := one(g, e.Ports...)
+	p.Protocol = port.Protocol
+	if g.in(70) {
+		p.Dst, p.DstPort = e.Addresses[i], port.Port
+	} else {
+		p.Src, p.SrcPort = e.Addresses[i], port.Port
+	}
 }
 
 func (g *Generator) address(v6 bool) netip.Addr {

@@ -142,7 +142,7 @@ type Hit struct {
 type Stage struct {
 	Point     Point
 	Endpoint  model.PolicyEndpointID // zero where the point is no endpoint's
-	Interface string
+	Interface string                 // that of the endpoint
 	// Decision is Allow or Deny; 0: nothing decided, the packet went on.
 	Decision policy.Action
 	Reason   Reason
@@ -170,8 +170,9 @@ func (r Result) String() string {
 	}
 	for _, s := range r.Stages {
 		fmt.Fprintf(&b, "\n  %s", s.Point)
-		if s.Interface != "" {
-			fmt.Fprintf(&b, " %s (%s)", s.Interface, s.Endpoint)
+		b.WriteString(" " + s.Interface)
+		if s.Endpoint.Name != "" {
+			fmt.Fprintf(&b, " (%s)", s.Endpoint)
 		}
 		switch s.Decision {
 		case policy.Allow, policy.Deny:
