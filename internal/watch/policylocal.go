@@ -1,0 +1,221 @@
+package watch
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+// localPod is a pod of this node: its object, and what is attached of it.
+type localPod struct {
+	object  *Pod // nil: not seen
+	deleted bool // the object is gone, and its pod is still attached
+	// elsewhere is a pod of the same name on another node, seen before this one went.
+	elsewhere *Pod
+	attached  []model.Endpoint
+	shown     []model.PolicyEndpointID
+}
+
+// SetRemote adds or changes a pod of another node.
+func (p *Policies) SetRemote(pod *Pod) {
+	defer p.lock()()
+	if l := p.pods[podKey{pod.Namespace, pod.Name}]; l != nil {
+		l.elsewhere = pod
+		return
+	}
+	p.changes.set(workload(pod.Namespace, pod.Name), endpointOf(pod))
+}
+
+// RemoveRemote forgets a pod of another node.
+func (p *Policies) RemoveRemote(namespace, name string) {
+	defer p.lock()()
+	if l := p.pods[podKey{namespace, name}]; l != nil { // it has come here
+		l.elsewhere = nil
+		return
+	}
+	p.changes.remove(workload(namespace, name))
+}
+
+func workload(namespace, name string) model.PolicyEndpointID {
+	return model.PolicyEndpointID{Kind: model.EndpointWorkload, Namespace: namespace, Name: name}
+}
+
+func endpointOf(pod *Pod) model.PolicyEndpoint {
+	return model.PolicyEndpoint{
+		ID: workload(pod.Namespace, pod.Name), Labels: pod.Labels, ServiceAccount: pod.ServiceAccount,
+		Addresses: pod.Addresses, Ports: pod.Ports,
+	}
+}
+
+// SetPod adds or changes the object of a pod of this node.
+func (p *Policies) SetPod(pod *Pod) {
+	defer p.lock()()
+	k := podKey{pod.Namespace, pod.Name}
+	l := p.pod(k)
+	l.object, l.deleted = pod, false
+	p.showPod(k)
+}
+
+// RemovePod notes that the object of a pod of this node is gone. While the pod is attached its
+// policy stays as it is.
+func (p *Policies) RemovePod(namespace, name string) {
+	defer p.lock()()
+	k := podKey{namespace, name}
+	if l := p.pods[k]; l != nil {
+		l.deleted = true
+		p.showPod(k)
+	}
+}
+
+func (p *Policies) pod(k podKey) *localPod {
+	l := p.pods[k]
+	if l == nil {
+		l = &localPod{}
+		p.pods[k] = l
+	}
+	return l
+}
+
+// Attach adds a pod's interface on this node, or changes it. Until the pod's object is known
+// nothing passes by it.
+func (p *Policies) Attach(ep model.Endpoint) {
+	defer p.lock()()
+	k := podKey{ep.Namespace, ep.Pod}
+	if ep.Pod == "" { // no pod of Kubernetes
+		k = podKey{"", ep.Key.String()}
+	}
+	if was, ok := p.attached[ep.Key]; ok && was != k {
+		p.detach(ep.Key)
+	}
+	l := p.pod(k)
+	// Another attachment that has this interface or this name is of a container before.
+	for _, o := range slices.Clone(l.attached) {
+		if o.Key == ep.Key || o.HostInterface == ep.HostInterface || o.Key.IfName == ep.Key.IfName {
+			l.drop(o.Key)
+			if o.Key != ep.Key {
+				delete(p.attached, o.Key)
+				p.count(k.namespace, -1)
+			}
+		}
+	}
+	l.attached = append(l.attached, ep)
+	slices.SortFunc(l.attached, func(a, b model.Endpoint) int { return cmp.Compare(a.Key.IfName, b.Key.IfName) })
+	if _, ok := p.attached[ep.Key]; !ok {
+		p.count(k.namespace, 1)
+	}
+	p.attached[ep.Key] = k
+	p.showPod(k)
+}
+
+// Detach removes a pod's interface.
+func (p *Policies) Detach(key model.AttachmentKey) {
+	defer p.lock()()
+	p.detach(key)
+}
+
+func (p *Policies) detach(key model.AttachmentKey) {
+	k, ok := p.attached[key]
+	if !ok {
+		return
+	}
+	delete(p.attached, key)
+	p.count(k.namespace, -1)
+	p.pods[k].drop(key)
+	p.showPod(k)
+}
+
+func (l *localPod) drop(key model.AttachmentKey) {
+	l.attached = slices.DeleteFunc(l.attached, func(o model.Endpoint) bool { return o.Key == key })
+}
+
+// count counts attached pods of namespaces that have no objects.
+func (p *Policies) count(namespace string, by int) {
+	if p.objects || namespace == "" {
+		return
+	}
+	p.namespaces[namespace] += by
+	switch n := p.namespaces[namespace]; {
+	case n == 0:
+		delete(p.namespaces, namespace)
+		p.changes.remove(namespaceKey(namespace))
+	case n == 1 && by > 0:
+		p.changes.set(namespaceKey(namespace), model.Namespace{Name: namespace})
+	}
+}
+
+// showPod says what a pod of this node is now.
+func (p *Policies) showPod(k podKey) {
+	l := p.pods[k]
+	if l.deleted && len(l.attached) == 0 {
+		l.object = nil
+	}
+	now := p.endpoints(k, l)
+	var shown []model.PolicyEndpointID
+	for _, ep := range now {
+		shown = append(shown, ep.ID)
+		p.changes.set(ep.ID, ep)
+	}
+	for _, id := range l.shown {
+		if !slices.Contains(shown, id) {
+			p.changes.remove(id)
+		}
+	}
+	if l.shown = shown; l.object == nil && len(l.attached) == 0 {
+		delete(p.pods, k)
+		if l.elsewhere != nil {
+			p.changes.set(workload(k.namespace, k.name), endpointOf(l.elsewhere))
+		}
+	}
+	problem := model.Problem{Object: model.Object{Kind: "Pod", Namespace: k.namespace, Name: k.name}, Field: annotation(AnnotationAllowedSources), Ignored: true}
+	if l.object != nil && l.object.Problem != "" {
+		problem.Message = l.object.Problem
+	} else if l.object != nil && len(l.object.AllowedSources) > 0 && !p.spoofing {
+		problem.Message = "is not granted: workloadSourceSpoofing of the FelixConfiguration must be Any"
+	}
+	p.notice(problem)
+}
+
+// notice keeps what is to be said of an object; an empty Message: nothing.
+func (p *Policies) notice(x model.Problem) {
+	was, there := p.problems[x.Object]
+	switch {
+	case x.Message == "" && there:
+		delete(p.problems, x.Object)
+	case x.Message != "" && was != x:
+		p.problems[x.Object] = x
+	default:
+		return
+	}
+	p.noticed()
+}
+
+// endpoints are the endpoints of a pod of this node: one for each interface, or without any the
+// pod as its object has it. A pod's first interface has the pod's name.
+func (p *Policies) endpoints(k podKey, l *localPod) []model.PolicyEndpoint {
+	if len(l.attached) == 0 {
+		if l.object == nil || len(l.object.Addresses) == 0 {
+			return nil
+		}
+		return []model.PolicyEndpoint{endpointOf(l.object)}
+	}
+	var out []model.PolicyEndpoint
+	for i, a := range l.attached {
+		ep := model.PolicyEndpoint{ID: workload(k.namespace, k.name)}
+		if i > 0 {
+			ep.ID.Name += "/" + a.Key.IfName
+		}
+		ep.Interface, ep.Addresses = a.HostInterface, a.Addresses
+		switch o := l.object; {
+		case o != nil && o.Is(a.PodUID):
+			ep.Labels, ep.ServiceAccount, ep.Ports = o.Labels, o.ServiceAccount, o.Ports
+			if p.spoofing {
+				ep.AllowedSources = o.AllowedSources
+			}
+		case p.objects:
+			ep.Unknown = true
+		}
+		out = append(out, ep)
+	}
+	return out
+}
