@@ -14,7 +14,7 @@ type Change struct {
 	// PolicyNode, ServiceEndpoints or HostPolicy.
 	Object any
 	Gone   bool // the object is removed
-	// Invalid: a policy that must be refused; it changes nothing.
+	// Invalid: a policy that must be refused; the last valid version stays in force.
 	Invalid bool
 }
 
@@ -99,6 +99,7 @@ func (w *World) inForce(pol model.Policy) bool {
 func (w *World) setPolicy(pol model.Policy, c Change) {
 	switch {
 	case c.Invalid:
+		delete(w.Waiting, pol.ID) // it was not valid either; only what is in force stays
 	case c.Gone:
 		delete(w.Policies, pol.ID)
 		delete(w.Waiting, pol.ID)
