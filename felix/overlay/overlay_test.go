@@ -301,6 +301,32 @@ func TestImpossible(t *testing.T) {
 	n.check("the device came", after)
 }
 
+// TestImpossibleAtFirst: learned routes that stood directly do so until there is a tunnel.
+func TestImpossibleAtFirst(t *testing.T) {
+	n := newNode(t)
+	n.noIPIP = true
+	a := n.start()
+	a.tell()
+	before, after := cluster(never, never), cluster(always, never)
+	a.Overlay.Set(before)
+	a.idle(dataplane.NewOverlay(before, "a"), "")
+	n.check("before", before)
+	stood := maps.Clone(n.routes)
+	a.Overlay.Set(after)
+	a.idle(dataplane.NewOverlay(after, "a"), "")
+	n.mu.Lock()
+	if !maps.Equal(n.routes, stood) {
+		t.Errorf("routes were\n  %v\nand are\n  %v", stood, n.routes)
+	}
+	n.mu.Unlock()
+	if st := a.Overlay.Status(); st.Error == "" || !st.Tunnels[0].Held {
+		t.Errorf("status %+v", st)
+	}
+	a.Overlay.Set(before)
+	a.idle(dataplane.NewOverlay(before, "a"), "")
+	n.check("given up", before)
+}
+
 // TestUnknown: what is not known yet proves nothing.
 func TestUnknown(t *testing.T) {
 	n := newNode(t)
