@@ -118,6 +118,7 @@ func TestCut(t *testing.T) {
 				})
 				before, since := c.Stats(), time.Now()
 				c.Poke(client)
+				until(t, "the marks", func() bool { return c.Stats().Cut-before.Cut >= uint64(len(forbidden)) })
 				for _, k := range forbidden {
 					if d := k.cut(t, since); d > time.Second {
 						t.Errorf("%s: cut after %v", k.name, d)
@@ -199,6 +200,7 @@ func TestOlderFlows(t *testing.T) {
 	}
 	since := time.Now()
 	c.InSync()
+	until(t, "the mark", func() bool { return c.Stats().Cut == 1 })
 	if d := k.cut(t, since); d > time.Second {
 		t.Errorf("cut after %v", d)
 	}
@@ -238,11 +240,13 @@ func TestJudgedByPolicy(t *testing.T) {
 	}
 	// What the rules here let through, policy does not: UDP was never allowed.
 	c.Poke(server)
+	until(t, "the mark", func() bool { return c.Stats().Cut == 1 })
 	others[0].cut(t, time.Now())
 	set(only("db", "else", 9001))
 	shell(t, "ip netns exec "+n.name+" iptables-legacy -A deny -s "+podAddr(false, 0).String()+" -d "+server.String()+" -j DROP")
 	since := time.Now()
 	r.flush(t).Poke(c)
+	until(t, "the mark", func() bool { return c.Stats().Cut == 2 })
 	if d := web.cut(t, since); d > time.Second {
 		t.Errorf("cut after %v", d)
 	}

@@ -44,6 +44,7 @@ func newStorm(t *testing.T, clientNS, serverNS string, serve netip.AddrPort) *st
 		wg      sync.WaitGroup
 		quit    = make(chan struct{})
 		mu      sync.Mutex
+		closed  bool
 		clients []net.Conn
 		peers   []netip.AddrPort
 	)
@@ -74,10 +75,14 @@ func newStorm(t *testing.T, clientNS, serverNS string, serve netip.AddrPort) *st
 		if err != nil {
 			return
 		}
-		_, _ = c.Write([]byte("hello"))
-		s.opened.Add(1)
 		mu.Lock()
 		defer mu.Unlock()
+		if closed {
+			c.Close()
+			return
+		}
+		_, _ = c.Write([]byte("hello"))
+		s.opened.Add(1)
 		clients = append(clients, c)
 		if len(clients) > kept {
 			clients[0].Close()
@@ -124,6 +129,7 @@ func newStorm(t *testing.T, clientNS, serverNS string, serve netip.AddrPort) *st
 		close(quit)
 		server.Close()
 		mu.Lock()
+		closed = true
 		for _, c := range clients {
 			c.Close()
 		}

@@ -173,15 +173,15 @@ func TestInheritsNothing(t *testing.T) {
 	n := newNode(t)
 	for _, v6 := range []bool{false, true} {
 		server, other := podAddr(v6, 1), podAddr(v6, 2)
-		k := dial(t, "udp", n.pods[0], netip.AddrPortFrom(server, 8000), n.pods[1], netip.AddrPortFrom(server, 8000))
-		keep := dial(t, "tcp", n.pods[0], netip.AddrPortFrom(other, 8000), n.pods[2], netip.AddrPortFrom(other, 8000))
 		iptables := "iptables-legacy"
 		if v6 {
 			iptables = "ip6tables-legacy"
 		}
 		in := "ip netns exec " + n.name + " " + iptables
-		// The new owner's policy lets nobody in; what is established passes.
 		shell(t, in+" -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT")
+		k := dial(t, "udp", n.pods[0], netip.AddrPortFrom(server, 8000), n.pods[1], netip.AddrPortFrom(server, 8000))
+		keep := dial(t, "tcp", n.pods[0], netip.AddrPortFrom(other, 8000), n.pods[2], netip.AddrPortFrom(other, 8000))
+		// The new owner's policy lets nobody in; what is established passes.
 		shell(t, in+" -A FORWARD -d "+server.String()+" -j DROP")
 		shell(t, in+" -A FORWARD -s "+server.String()+" -j DROP")
 		k.hears(t)
