@@ -117,6 +117,9 @@ func (l *life) Update(_ model.Owner, u model.RouteUpdate) {
 		if _, ok := l.tunnel[p]; !ok {
 			l.bad("%s is deleted and was not set", p)
 		}
+		if _, learned := l.learned[p]; learned && !l.told {
+			l.bad("%s is deleted before BGP, which knows it, has spoken", p)
+		}
 		delete(l.tunnel, p)
 	}
 	l.settled = false

@@ -327,6 +327,26 @@ func TestImpossibleAtFirst(t *testing.T) {
 	n.check("given up", before)
 }
 
+// TestBeforeBGP switches encapsulation off while a restarted agent's sessions are not up yet:
+// the routes that it made stay until the learned ones can take their places.
+func TestBeforeBGP(t *testing.T) {
+	n := newNode(t)
+	a := n.start()
+	on, off := cluster(never, cross), cluster(never, never)
+	a.Overlay.Set(on)
+	a.idle(dataplane.NewOverlay(on, "a"), "")
+	a.Overlay.Set(off)
+	a.idle(dataplane.NewOverlay(off, "a"), "the route table")
+	n.mu.Lock()
+	if len(n.routes) != 4 {
+		t.Errorf("routes are %v", n.routes)
+	}
+	n.mu.Unlock()
+	a.tell()
+	a.idle(dataplane.NewOverlay(off, "a"), "")
+	n.check("BGP has spoken", off)
+}
+
 // TestUnknown: what is not known yet proves nothing.
 func TestUnknown(t *testing.T) {
 	n := newNode(t)

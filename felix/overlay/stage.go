@@ -296,10 +296,11 @@ func (k hopKey) via() func(netip.Prefix, model.NextHop) model.NextHop {
 }
 
 // routesNow are the routes of OwnerTunnel: what want says; for what is held, what stood; and
-// while not all blocks are known, beside those the ones that stand.
+// beside those the ones that stand, while not all blocks are known, and while BGP, which is to
+// take their places, has not spoken in this life (I3).
 func (o *Overlay) routesNow(want *dataplane.Overlay) []model.Route {
-	n := &o.now
-	if !n.held.any() && want.Whole() {
+	n, synced := &o.now, o.synced.Load()
+	if !n.held.any() && want.Whole() && synced {
 		return want.Routes()
 	}
 	held := func(p netip.Prefix) bool {
@@ -314,7 +315,7 @@ func (o *Overlay) routesNow(want *dataplane.Overlay) []model.Route {
 	}
 	for _, r := range n.routes {
 		_, encapsulated, _ := want.Asks(r.Prefix)
-		if held(r.Prefix) || encapsulated && !want.Whole() {
+		if held(r.Prefix) || encapsulated && !want.Whole() || !synced {
 			out = append(out, r)
 		}
 	}
