@@ -133,7 +133,7 @@ type talk struct {
 	name         string
 	ends         [2]net.Conn // client, server
 	heard        [2]atomic.Int64
-	lost         [2]atomic.Int64
+	span         [2]atomic.Int64 // how many frames from the first to the highest that was heard
 	last         [2]atomic.Int64 // when the last frame was heard, unix ns
 	wg           sync.WaitGroup
 	peer         atomic.Pointer[netip.AddrPort] // of a UDP server
@@ -202,22 +202,25 @@ func (k *talk) send(side int) {
 			return
 		case <-tick.C:
 		}
+		var err error
 		frame := binary.BigEndian.AppendUint64(nil, n)
 		if side == 1 && k.listenPacket != nil {
 			to := k.peer.Load()
 			if to == nil {
 				continue
 			}
-			_, _ = k.listenPacket.WriteToUDPAddrPort(frame, *to)
+			_, err = k.listenPacket.WriteToUDPAddrPort(frame, *to)
 		} else {
-			_, _ = k.ends[side].Write(frame)
+			_, err = k.ends[side].Write(frame)
 		}
-		n++
+		if err == nil {
+			n++
+		}
 	}
 }
 
 func (k *talk) hear(side int) {
-	var before uint64
+	var first, highest uint64
 	frame := make([]byte, 8)
 	for {
 		var err error
@@ -236,13 +239,22 @@ func (k *talk) hear(side int) {
 			return
 		}
 		n := binary.BigEndian.Uint64(frame)
-		if before != 0 && n > before {
-			k.lost[side].Add(int64(n - before - 1))
+		if first == 0 {
+			first = n
 		}
-		before = n
+		highest = max(highest, n)
+		k.span[side].Store(int64(highest) - int64(first) + 1)
 		k.heard[side].Add(1)
 		k.last[side].Store(time.Now().UnixNano())
 	}
+}
+
+// whole waits until every frame has been heard that others overtook; none may be lost.
+func (k *talk) whole(t testing.TB) {
+	t.Helper()
+	until(t, k.name+": no frame is missing", func() bool {
+		return k.heard[0].Load() >= k.span[0].Load() && k.heard[1].Load() >= k.span[1].Load()
+	})
 }
 
 // hears waits until both ends hear something new.
