@@ -146,7 +146,7 @@ type Pool struct {
 	Disabled          bool // no new addresses; those allocated live on
 	DisableBGPExport  bool
 	Manual            bool  // assignmentMode Manual: only on request by name or address
-	AllowedUses       []Use // never empty
+	AllowedUses       []Use // empty only when a pool for tunnels alone is being deleted
 }
 
 // Allows reports whether the pool may be used so.

@@ -103,6 +103,10 @@ func (c *checker) pool(p *v3.IPPool) model.Pool {
 		out.NamespaceSelector = ns
 	}
 	out.AllowedUses = c.allowedUses(s.AllowedUses)
+	if p.DeletionTimestamp != nil {
+		// Pods end some day. Tunnels do not: their addresses would keep the pool for ever.
+		out.AllowedUses = slices.DeleteFunc(out.AllowedUses, func(u model.Use) bool { return u == model.UseTunnel })
+	}
 
 	if out.NamespaceSelector != nil && !c.opt.NamespaceLabels {
 		c.ignored(".spec.namespaceSelector", notYet+": the labels of namespaces are not known, so that no pod gets an address of this pool")
