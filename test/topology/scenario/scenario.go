@@ -3,6 +3,7 @@
 package scenario
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -23,14 +24,18 @@ const root = "../../.."
 // Fabric is a topology that is up.
 type Fabric struct{ *fabric.Fabric }
 
+// binVar names the environment variable for the folder of the programs, default bin: so
+// that a build can be tried while tests run with another.
+const binVar = "CAUSEWAY_TEST_BIN"
+
 // Up builds deploy/containerlab/<name>/<name>.clab.yml with the programs of bin/, and
 // takes it down when the test ends. When the test failed it first says what the nodes
-// have to say.
-func Up(t *testing.T, name string) *Fabric {
+// have to say. change may alter the lab's options.
+func Up(t *testing.T, name string, change ...func(*lab.Options)) *Fabric {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), lab.Slow(time.Minute))
 	defer cancel()
-	bin, err := filepath.Abs(filepath.Join(root, "bin"))
+	bin, err := filepath.Abs(cmp.Or(os.Getenv(binVar), filepath.Join(root, "bin")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,10 +46,14 @@ func Up(t *testing.T, name string) *Fabric {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := lab.Up(ctx, top, lab.Options{
+	o := lab.Options{
 		Name: fmt.Sprintf("t%d-%s", os.Getpid()%10000, name), BinDir: bin, Ephemeral: true,
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
-	})
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	l, err := lab.Up(ctx, top, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +155,8 @@ func (f *Fabric) report(t *testing.T) {
 		commands := [][]string{{"ip", "route"}, {"ip", "-6", "route"}}
 		switch n.Spec.Role {
 		case lab.RoleCauseway:
-			commands = append(commands, []string{"causewayctl", "status"}, []string{"causewayctl", "peers"})
+			commands = append(commands, []string{"causewayctl", "status"}, []string{"causewayctl", "peers"},
+				[]string{"ip", "-br", "link"}, []string{"bridge", "fdb"}, []string{"ip", "neigh"}, []string{"iptables-save", "-c"})
 		case lab.RoleFRR:
 			commands = append(commands, []string{"vtysh", "-c", "show bgp summary"})
 		case lab.RoleBIRD:
