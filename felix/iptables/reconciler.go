@@ -126,6 +126,13 @@ func (r *Reconciler) Update(t Table, set []Chain, del []string) {
 	r.loop.Poke()
 }
 
+// declared reports whether Set was called for a table.
+func (r *Reconciler) declared(t Table) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.set[t]
+}
+
 // SetHooks changes the hooks of a table, all of them, and leaves its chains as they are. It
 // panics when Set has not been called for the table.
 func (r *Reconciler) SetHooks(t Table, hooks []Hook) {
