@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 KUBERNETES_PACKAGES := gcc libc6-dev busybox-static runc iproute2 iptables nftables ipset conntrack iputils-ping iputils-arping tcpdump procps frr \
   curl netcat-openbsd socat bind9-dnsutils iperf
-PACKAGES := gcc libc6-dev iproute2 iptables nftables ipset conntrack iputils-ping tcpdump procps bird2 frr gobgpd graphviz
+PACKAGES := gcc libc6-dev iproute2 iptables nftables ipset conntrack iputils-ping tcpdump procps bird2 frr gobgpd graphviz iperf3
 VM_PACKAGES := qemu-system-x86 kmod
 
 .PHONY: test-vm
@@ -44,8 +44,9 @@ lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
 
-## bench: benchmarks against peers, into docs/benchmarks.md's form
+## bench: benchmarks against peers, into docs/benchmarks.md's form; BENCH=short for a look, BENCH=vm for IPIP under a stock kernel
 bench: deps build plugins
+	@[ "$(BENCH)" != vm ] || deploy/scripts/deps $(VM_PACKAGES)
 	deploy/scripts/bench
 
 ## kubernetes: real Kubernetes, etcd and containerd for the test cluster, into ~/.cache/causeway (25 minutes the first time)

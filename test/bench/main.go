@@ -1,6 +1,6 @@
 // Command bench measures Causeway against what does the same work: CNI ADD against ptp
-// with host-local, route intake against BIRD 2, and memory against the goals of the
-// project. Both sides of a comparison run in turn in network namespaces of labs that it
+// with host-local, route intake against BIRD 2, throughput between pods against what ip(8)
+// alone makes, and memory against the goals of the project. Both sides of a comparison run in turn in network namespaces of labs that it
 // builds and takes down, so that what else the machine does meets both alike; a ratio is
 // the median over such pairs.
 //
@@ -32,11 +32,12 @@ type size struct {
 	burst  int           // attached at once, per side and pair
 	starts int           // of each program, over all pairs
 	rest   time.Duration // before memory is read
+	stream time.Duration // of each measurement of throughput; whole seconds
 }
 
 var sizes = map[string]size{
-	"full":  {pairs: 10, pods: 50, burst: 50, starts: 200, rest: time.Minute},
-	"short": {pairs: 5, pods: 20, burst: 50, starts: 50, rest: 10 * time.Second},
+	"full":  {pairs: 10, pods: 50, burst: 50, starts: 200, rest: time.Minute, stream: 3 * time.Second},
+	"short": {pairs: 5, pods: 20, burst: 50, starts: 50, rest: 10 * time.Second, stream: 2 * time.Second},
 }
 
 // bench is one run.
@@ -72,7 +73,7 @@ func run(ctx context.Context, args []string) error {
 	command := fs.String("command", "", "the command line to show in the results; default: this one")
 	state := fs.String("state", "/var/tmp/cwb", "folder for the labs' state; must be on a disk, and short")
 	bin := fs.String("bin", "bin", "folder with causeway and the CNI plugins")
-	only := fs.String("only", "", "parts to measure: attach, intake, memory; default: all, and only then are documents written")
+	only := fs.String("only", "", "parts to measure: attach, intake, memory, encap; default: all, and only then are documents written")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -84,11 +85,11 @@ func run(ctx context.Context, args []string) error {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"attach", b.attachBench}, {"intake", b.intakeBench}, {"memory", b.memoryBench}}
+	}{{"attach", b.attachBench}, {"intake", b.intakeBench}, {"memory", b.memoryBench}, {"encap", b.encapBench}}
 	chosen := strings.Split(*only, ",")
 	for _, name := range chosen {
-		if name != "" && name != "attach" && name != "intake" && name != "memory" {
-			return fmt.Errorf("--only %q: want some of attach, intake, memory", *only)
+		if name != "" && name != "attach" && name != "intake" && name != "memory" && name != "encap" {
+			return fmt.Errorf("--only %q: want some of attach, intake, memory, encap", *only)
 		}
 	}
 	if os.Getuid() != 0 {

@@ -60,7 +60,7 @@ func (r *Report) Markdown() string {
 		b.WriteString("| measure | Causeway | compared with | its figure | ratio | 95 % | goal |\n|---|--:|---|--:|--:|---|---|\n")
 		for _, c := range r.Comparisons {
 			fmt.Fprintf(&b, "| %s | %s %s | %s | %s %s | **%s** | %s – %s | %s |\n", c.Name, number(c.MedianCauseway), c.Unit, c.Versus,
-				number(c.MedianPeer), c.Unit, number(c.Ratio), number(c.RatioLow), number(c.RatioHigh), verdict(c.Ratio, c.Goal, ""))
+				number(c.MedianPeer), c.Unit, number(c.Ratio), number(c.RatioLow), number(c.RatioHigh), c.verdict())
 		}
 		b.WriteByte('\n')
 	}
@@ -106,6 +106,17 @@ func stepName(name string) string {
 		return "– of it the agent (`took`)"
 	}
 	return "– – of it `" + name + "`"
+}
+
+func (c *Comparison) verdict() string {
+	if c.Least == 0 {
+		return verdict(c.Ratio, c.Goal, "")
+	}
+	word := "met"
+	if c.Ratio < c.Least {
+		word = "**missed**"
+	}
+	return fmt.Sprintf("≥ %v: %s", c.Least, word)
 }
 
 func verdict(value, goal float64, unit string) string {

@@ -51,6 +51,8 @@ type Comparison struct {
 	Peer     []float64 `json:"peer"`     // its partner
 	// Goal is the most that the median of ratios may be; 0: there is no goal.
 	Goal float64 `json:"goal,omitempty"`
+	// Least is the least that the median of ratios may be; 0: there is none.
+	Least float64 `json:"least,omitempty"`
 
 	MedianCauseway float64 `json:"medianCauseway"`
 	MedianPeer     float64 `json:"medianPeer"`
