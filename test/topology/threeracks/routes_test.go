@@ -28,7 +28,7 @@ func withoutBGP(t *testing.T, f *fabric) {
 	f.settle(t, vxlanCross)
 	f.talk(t, vxlanCross, f.Pods...)
 	f.inMode(t, vxlanAlways)
-	f.inMode(t, vxlanCross)
+	f.switchTo(t, vxlanCross)
 
 	// An address of n1a's block, on n2b.
 	var want []netip.Addr
