@@ -27,26 +27,25 @@ type path struct {
 	pool  string // the pool's modes
 	felix string // FelixConfiguration's spec
 	mtu   int    // of the pods
-	// device makes the plain nodes' tunnel, with %[1]s the node's address and %[2]s the other's;
-	// empty: the router knows the pods.
+	// device makes the plain nodes' tunnel, where OWN and OTHER are the nodes' numbers; empty:
+	// the router knows the pods.
 	device []string
-	via    string // how the plain nodes' route to the other pod goes on, with %[2]s
-	noTx   bool   // the plain nodes' device computes no checksums itself
+	noTx   bool // the plain nodes' device computes no checksums itself
 }
 
 var paths = []path{
 	{name: "direct", pool: "ipipMode: Never, vxlanMode: Never", mtu: 1500},
-	{name: "VXLAN", pool: "ipipMode: Never, vxlanMode: Always", mtu: 1450, device: vxlanDevice, via: "via %[2]s dev tunnel onlink", noTx: true},
+	{name: "VXLAN", pool: "ipipMode: Never, vxlanMode: Always", mtu: 1450, device: vxlanDevice, noTx: true},
 	{name: "VXLAN with checksum offload", pool: "ipipMode: Never, vxlanMode: Always", felix: "featureDetectOverride: ChecksumOffloadBroken=false",
-		mtu: 1450, device: vxlanDevice, via: "via %[2]s dev tunnel onlink"},
+		mtu: 1450, device: vxlanDevice},
 	{name: "IPIP", pool: "ipipMode: Always, vxlanMode: Never", mtu: 1480,
-		device: []string{"ip link add tunnel type ipip remote any local %[1]s ttl 64"}, via: "via %[2]s dev tunnel onlink"},
+		device: []string{"ip link add tunnel type ipip remote any local 10.60.OWN.2 ttl 64"}},
 }
 
 var vxlanDevice = []string{
-	"ip link add tunnel address 02:00:00:00:00:01 type vxlan id 4096 dstport 4789 local %[1]s nolearning",
-	"bridge fdb append 02:00:00:00:00:01 dev tunnel dst %[2]s self permanent",
-	"ip neigh replace %[2]s lladdr 02:00:00:00:00:01 dev tunnel nud permanent",
+	"ip link add tunnel address 02:00:00:00:00:0OWN type vxlan id 4096 dstport 4789 local 10.60.OWN.2 nolearning",
+	"bridge fdb append 02:00:00:00:00:0OTHER dev tunnel dst 10.60.OTHER.2 self permanent",
+	"ip neigh replace 10.60.OTHER.2 lladdr 02:00:00:00:00:0OTHER dev tunnel nud permanent",
 }
 
 // encapBench compares throughput between pods with that between pods that were wired by
@@ -112,17 +111,20 @@ func (b *bench) onPath(ctx context.Context, f *fabric.Fabric, p path) (err error
 		if streams == 1 {
 			c.Name = strings.TrimSuffix(c.Name, "s")
 		}
-		for i := range b.size.pairs {
+		// Throughput moves with what else the machine does: many short pairs say more than few
+		// long ones.
+		pairs := 2 * b.size.pairs
+		for i := range pairs {
 			var got [2]float64
 			err := inTurns(i, func(side int) (err error) {
-				got[side], err = sides[side].throughput(ctx, streams, b.size.stream)
+				got[side], err = sides[side].throughput(ctx, streams, time.Second)
 				return err
 			})
 			if err != nil {
 				return err
 			}
 			c.add(got[0], got[1])
-			b.say("%s, pair %d/%d: %.2f against %.2f Gbit/s", c.Name, i+1, b.size.pairs, got[0], got[1])
+			b.say("%s, pair %d/%d: %.2f against %.2f Gbit/s", c.Name, i+1, pairs, got[0], got[1])
 		}
 		b.compare(c)
 	}
@@ -156,17 +158,6 @@ func (w *wire) serve(ctx context.Context) (stop func(), err error) {
 func (w *wire) throughput(ctx context.Context, streams int, d time.Duration) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, d+lab.Slow(30*time.Second))
 	defer cancel()
-	var out string
-	err := fabric.Poll(ctx, "iperf3's server", func() (err error) {
-		out, err = w.from.Exec(ctx, "iperf3", "-J", "-c", w.at.String(), "-P", strconv.Itoa(streams), "-t", strconv.Itoa(int(d.Seconds())))
-		if err != nil && !strings.Contains(out, "onnection refused") && !strings.Contains(out, "busy") {
-			return nil // judged below
-		}
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
 	var v struct {
 		Error string `json:"error"`
 		End   struct {
@@ -175,13 +166,21 @@ func (w *wire) throughput(ctx context.Context, streams int, d time.Duration) (fl
 			} `json:"sum_received"`
 		} `json:"end"`
 	}
-	if err := json.Unmarshal([]byte(out), &v); err != nil {
-		return 0, fmt.Errorf("iperf3: %w: %s", err, out)
+	err := fabric.Poll(ctx, "iperf3", func() error { // its server takes a moment to listen, and to be free again
+		out, err := w.from.Exec(ctx, "iperf3", "-J", "-c", w.at.String(), "-P", strconv.Itoa(streams), "-t", strconv.Itoa(int(d.Seconds())))
+		v.Error = ""
+		if jerr := json.Unmarshal([]byte(out), &v); jerr != nil {
+			return errors.Join(err, jerr)
+		}
+		if v.Error != "" {
+			return errors.New(v.Error)
+		}
+		return err
+	})
+	if err == nil && v.End.Received.BitsPerSecond == 0 {
+		err = errors.New("iperf3 measured nothing")
 	}
-	if v.Error != "" || v.End.Received.BitsPerSecond == 0 {
-		return 0, fmt.Errorf("iperf3: %s", out)
-	}
-	return v.End.Received.BitsPerSecond / 1e9, nil
+	return v.End.Received.BitsPerSecond / 1e9, err
 }
 
 // causewayPods brings the path about by the pool's modes, and a pod on each node.
@@ -253,32 +252,27 @@ func plainPods(ctx context.Context, l *lab.Lab, p path) (*wire, func() error, er
 	}
 	for i := range 2 {
 		n, own, other := l.Node(fmt.Sprintf("p%d", i+1)), 3+i, 4-i
+		numbers := strings.NewReplacer("OWN", strconv.Itoa(own), "OTHER", strconv.Itoa(other))
 		pod, err := n.NewSandbox(ctx, n.Name()+"-pod", lab.PodOptions{})
 		if err != nil {
 			return nil, down, err
 		}
 		pods = append(pods, pod)
-		lines := []string{
-			fmt.Sprintf("ip link add pod mtu %d type veth peer name eth0 mtu %d netns %s", p.mtu, p.mtu, pod.Name),
-			"ip link set pod up",
-			fmt.Sprintf("ip address add 10.61.%d.1/24 dev pod", own),
+		run := func(exec func(context.Context, ...string) (string, error), lines ...string) {
+			for _, line := range lines {
+				if err == nil {
+					_, err = exec(ctx, strings.Fields(numbers.Replace(line))...)
+				}
+			}
 		}
-		for _, line := range p.device {
-			lines = append(lines, expand(line, own, other))
-		}
+		run(n.Exec, fmt.Sprintf("ip link add pod mtu %d type veth peer name eth0 mtu %d netns %s", p.mtu, p.mtu, pod.Name),
+			"ip link set pod up", "ip address add 10.61.OWN.1/24 dev pod")
+		run(pod.Exec, "ip link set eth0 up", "ip address add 10.61.OWN.2/24 dev eth0", "ip route add default via 10.61.OWN.1")
+		run(n.Exec, p.device...)
 		if p.device == nil {
-			// The router knows the way.
-			_, err = l.Node("r").Exec(ctx, "ip", "route", "replace", fmt.Sprintf("10.61.%d.0/24", own), "via", fmt.Sprintf("10.60.%d.2", own))
+			run(l.Node("r").Exec, "ip route replace 10.61.OWN.0/24 via 10.60.OWN.2")
 		} else {
-			lines = append(lines, fmt.Sprintf("ip link set tunnel mtu %d up", p.mtu),
-				fmt.Sprintf("ip route replace 10.61.%d.0/24 ", other)+expand(p.via, own, other))
-		}
-		if err == nil {
-			err = execAllIn(ctx, n.Exec, lines)
-		}
-		if err == nil {
-			err = execAllIn(ctx, pod.Exec, []string{"ip link set eth0 up", fmt.Sprintf("ip address add 10.61.%d.2/24 dev eth0", own),
-				fmt.Sprintf("ip route add default via 10.61.%d.1", own)})
+			run(n.Exec, fmt.Sprintf("ip link set tunnel mtu %d up", p.mtu), "ip route replace 10.61.OTHER.0/24 via 10.60.OTHER.2 dev tunnel onlink")
 		}
 		if err == nil && p.noTx {
 			err = n.Do(func() error { return txChecksumOff("tunnel") })
@@ -288,22 +282,6 @@ func plainPods(ctx context.Context, l *lab.Lab, p path) (*wire, func() error, er
 		}
 	}
 	return &wire{pods[0], pods[1], netip.MustParseAddr("10.61.4.2")}, down, nil
-}
-
-func expand(line string, own, other int) string {
-	if !strings.Contains(line, "%") {
-		return line
-	}
-	return strings.NewReplacer("%[1]s", fmt.Sprintf("10.60.%d.2", own), "%[2]s", fmt.Sprintf("10.60.%d.2", other)).Replace(line)
-}
-
-func execAllIn(ctx context.Context, run func(context.Context, ...string) (string, error), lines []string) error {
-	for _, line := range lines {
-		if _, err := run(ctx, strings.Fields(line)...); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // txChecksumOff is `ethtool -K LINK tx off` (include/uapi/linux/ethtool.h), as Causeway does

@@ -32,12 +32,11 @@ type size struct {
 	burst  int           // attached at once, per side and pair
 	starts int           // of each program, over all pairs
 	rest   time.Duration // before memory is read
-	stream time.Duration // of each measurement of throughput; whole seconds
 }
 
 var sizes = map[string]size{
-	"full":  {pairs: 10, pods: 50, burst: 50, starts: 200, rest: time.Minute, stream: 3 * time.Second},
-	"short": {pairs: 5, pods: 20, burst: 50, starts: 50, rest: 10 * time.Second, stream: 2 * time.Second},
+	"full":  {pairs: 10, pods: 50, burst: 50, starts: 200, rest: time.Minute},
+	"short": {pairs: 5, pods: 20, burst: 50, starts: 50, rest: 10 * time.Second},
 }
 
 // bench is one run.
