@@ -8,8 +8,8 @@ import (
 	"github.com/causeway-net/causeway/felix/iptables"
 )
 
-// policy is a table of chains of ten rules.
-func policy(rules int) iptables.TableState {
+// manyRules is a table of chains of ten rules.
+func manyRules(rules int) iptables.TableState {
 	s := iptables.TableState{Hooks: []iptables.Hook{hook("FORWARD", "-j cali-FORWARD")}}
 	top := iptables.Chain{Name: "cali-FORWARD"}
 	for i := range rules / 10 {
@@ -52,7 +52,7 @@ func BenchmarkReconciler(b *testing.B) {
 				}
 			})
 			for _, n := range []int{1000, 10000} {
-				s := policy(n)
+				s := manyRules(n)
 				b.Run(fmt.Sprintf("install-%d", n), func(b *testing.B) {
 					r := realRig(b, iptables.IPv4, backend)
 					for b.Loop() {

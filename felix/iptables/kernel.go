@@ -184,10 +184,9 @@ func (h *Host) Save(ctx context.Context, table Table) ([]byte, error) {
 	return out, err
 }
 
-func save(ctx context.Context, p programs, table Table) ([]byte, error) {
-	var args []string
+func save(ctx context.Context, p programs, table Table, args ...string) ([]byte, error) {
 	if table != "" {
-		args = []string{"-t", string(table)}
+		args = append(args, "-t", string(table))
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

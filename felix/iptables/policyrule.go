@@ -90,10 +90,13 @@ func (d dialect) rules(c *policy.Chain) []Rule {
 	}
 	out := make([]Rule, 0, len(from))
 	for i := range from {
-		out = d.rule(out, &from[i], fmt.Sprintf("%s %d", c.ID, from[i].Index))
+		out = d.rule(out, &from[i], remark(c.ID, &from[i]))
 	}
 	return out
 }
+
+// remark tells who reads iptables-save which rule of which policy a rule comes of.
+func remark(id policy.ChainID, r *policy.Rule) string { return fmt.Sprintf("%s %d", id, r.Index) }
 
 // rule appends the rules of iptables that r comes to: one, or several where its lists of
 // ports are longer than what one can hold.

@@ -13,8 +13,8 @@ import (
 	"github.com/causeway-net/causeway/felix/iptables"
 )
 
-// model is what a table should hold: rules in the words of iptables-save.
-type model struct {
+// holding is what a table should hold: rules in the words of iptables-save.
+type holding struct {
 	chains map[string][]string
 	hooks  []iptables.Hook
 }
@@ -27,7 +27,7 @@ var pool = []string{
 
 // randomRules takes some of the pool in any order, with repetitions; it may go to chains
 // of higher number.
-func randomRules(rng *rand.Rand, number int, m *model) []string {
+func randomRules(rng *rand.Rand, number int, m *holding) []string {
 	var out []string
 	for range rng.IntN(12) {
 		if rng.IntN(5) == 0 {
@@ -45,7 +45,7 @@ func randomRules(rng *rand.Rand, number int, m *model) []string {
 	return out
 }
 
-func (m *model) check(r *rig, others string) string {
+func (m *holding) check(r *rig, others string) string {
 	have := map[string][]string{}
 	text := r.rules(iptables.Filter)
 	for l := range strings.Lines(text) {
@@ -101,7 +101,7 @@ func TestWalk(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 0))
 		r.must(t, foreignFilter)
 		rec, stop := r.start(t)
-		m := &model{chains: map[string][]string{}}
+		m := &holding{chains: map[string][]string{}}
 		theirs := 0
 		rec.Set(iptables.Filter, iptables.TableState{})
 		for step := range steps {

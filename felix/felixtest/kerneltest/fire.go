@@ -67,6 +67,34 @@ func (l *Lab) Check(packets []trace.Packet, want []bool) ([]int, error) {
 	return wrong, nil
 }
 
+// Follow sends packets in order, each after the one before has arrived or not, and reports
+// which did. Connections are not forgotten before or in between: a packet may answer another.
+func (l *Lab) Follow(packets ...trace.Packet) ([]bool, error) {
+	arrived := make([]bool, len(packets))
+	for i, p := range packets {
+		first := l.tag
+		l.tag++
+		if err := l.send(p, first); err != nil {
+			return nil, fmt.Errorf("send %s: %w", p, err)
+		}
+		if err := l.collect(first, packets[i:i+1], arrived[i:i+1], 3*quiet); err != nil {
+			return nil, err
+		}
+	}
+	return arrived, nil
+}
+
+// Inject sends packets as fast as it can, without a look at what comes of them.
+func (l *Lab) Inject(packets []trace.Packet) error {
+	for _, p := range packets {
+		if err := l.send(p, l.tag); err != nil {
+			return fmt.Errorf("send %s: %w", p, err)
+		}
+		l.tag++
+	}
+	return nil
+}
+
 func (l *Lab) fire(packets []trace.Packet, wait time.Duration) ([]bool, error) {
 	arrived := make([]bool, len(packets))
 	for from := 0; from < len(packets); {

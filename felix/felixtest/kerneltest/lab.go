@@ -169,6 +169,17 @@ func Within(ns string, f func() error) error {
 // Within runs f in the host's network namespace.
 func (l *Lab) Within(f func() error) error { return Within(l.HostNS, f) }
 
+// Run runs a command in the host's network namespace.
+func (l *Lab) Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	var out []byte
+	cmd := exec.Command(name, args...)
+	if err := l.Within(func() (err error) { out, err = cmd.CombinedOutput(); return err }); err != nil {
+		t.Fatalf("%s: %v\n%s", cmd, err, out)
+	}
+	return string(out)
+}
+
 func (l *Lab) openFar() (err error) {
 	for name, k := range l.links {
 		i, err := net.InterfaceByName(name)

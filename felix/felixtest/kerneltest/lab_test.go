@@ -3,7 +3,6 @@ package kerneltest
 import (
 	"fmt"
 	"net/netip"
-	"os/exec"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -75,16 +74,7 @@ func TestLab(t *testing.T) {
 		for _, hook := range []string{"input", "output", "forward"} {
 			text += fmt.Sprintf("chain %s { type filter hook %s priority 0; %s\n}\n", hook, hook, rule)
 		}
-		cmd := exec.Command("nft", text+"}\n")
-		if err := l.Within(func() error {
-			out, err := cmd.CombinedOutput()
-			if err != nil {
-				err = fmt.Errorf("%w: %s", err, out)
-			}
-			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
+		l.Run(t, "nft", text+"}\n")
 	}
 	check("no filter", all)
 	rules("ct state != new drop")
