@@ -32,3 +32,10 @@ func Slow(d time.Duration) time.Duration {
 	n, _ := slowness() // Up refuses to begin with a wrong one
 	return time.Duration(float64(d) * n)
 }
+
+// SlowRate is how many times a second something may be asked of this computer that an
+// ordinary one does n times a second; at least 1.
+func SlowRate(n int) int {
+	by, _ := slowness()
+	return max(1, int(float64(n)/by))
+}

@@ -125,7 +125,8 @@ func uplinkCut(t *testing.T, f *scenario.Fabric) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			const flows, pps = 64, 6400
+			const flows = 64
+			pps := lab.SlowRate(6400)
 			out, err := traffic.Start(ctx, traffic.Config{From: here, To: there, Target: there.Address(false), Flows: flows, PPS: pps})
 			if err != nil {
 				t.Fatal(err)
@@ -153,7 +154,7 @@ func uplinkCut(t *testing.T, f *scenario.Fabric) {
 			// The cut link carried a fair share in both directions before it was cut.
 			d1, d2 := cut["eth1"].Sub(before["eth1"]), cut["eth2"].Sub(before["eth2"])
 			t.Logf("before the cut: eth1 sent %d received %d packets, eth2 %d and %d", d1.TxPackets, d1.RxPackets, d2.TxPackets, d2.RxPackets)
-			if d1.TxPackets < pps/10 || d1.RxPackets < pps/10 {
+			if d1.TxPackets < uint64(pps/10) || d1.RxPackets < uint64(pps/10) {
 				t.Errorf("the link that was cut carried nothing worth the name: %+v", d1)
 			}
 			if err := f.Node(end.node).LinkUp(end.ifname); err != nil {
