@@ -36,10 +36,10 @@ type Policy struct {
 
 	mu      sync.Mutex
 	queue   []policyStep
-	put     uint64        // steps put into the queue
-	done    uint64        // and taken into the kernel, or refused by it
-	round   chan struct{} // closed when done grows, and replaced
-	unready map[string]bool
+	put     uint64           // steps put into the queue
+	done    uint64           // and taken into the kernel, or refused by it
+	round   chan struct{}    // closed when done grows, and replaced
+	unready map[string]error // sets that are not as wanted
 	setsErr error
 }
 
@@ -97,7 +97,7 @@ func NewPolicy(cfg PolicyConfig) (*Policy, error) {
 	}
 	p := &Policy{
 		log: cfg.Log.With("reconciler", "policy"), sets: cfg.Sets, owner: cfg.SetOwner,
-		poke: make(chan struct{}, 1), round: make(chan struct{}), unready: map[string]bool{},
+		poke: make(chan struct{}, 1), round: make(chan struct{}), unready: map[string]error{},
 	}
 	for _, r := range cfg.Rules {
 		f := &policyFamily{to: r, rules: newRuleset(dialect{r.family, cfg.Marks}, cfg.Workloads, cfg.Known), mangle: map[string]Chain{}}
@@ -292,7 +292,7 @@ func (p *Policy) await(ctx context.Context, names []string) {
 	bad := p.sets.Status().Errs
 	for _, name := range names {
 		if bad[name] != nil {
-			p.unready[name] = true
+			p.unready[name] = bad[name]
 		}
 	}
 	p.log.Warn("sets of policy are not as wanted", "error", err)
@@ -307,7 +307,7 @@ func (p *Policy) askSets(ctx context.Context) {
 		return
 	}
 	p.mu.Lock()
-	p.unready, p.setsErr = map[string]bool{}, nil
+	p.unready, p.setsErr = map[string]error{}, nil
 	p.mu.Unlock()
 	for _, f := range p.families {
 		f.to.Retry()
@@ -381,7 +381,7 @@ func (p *Policy) Wait(ctx context.Context, interfaces ...string) error {
 				errs = append(errs, fmt.Errorf("policy: interface %s is no endpoint's", iface))
 				break
 			}
-			if err := f.wrong(&ep); err != nil {
+			if err := errors.Join(f.wrong(&ep), p.lacks(f, &ep)); err != nil {
 				errs = append(errs, fmt.Errorf("policy: %s: %w", ep.ID, err))
 			}
 		}
@@ -409,6 +409,31 @@ func (f *policyFamily) wrong(ep *policy.Endpoint) error {
 				errs = append(errs, fmt.Errorf("%s: table %s: %s: %w", f.to, t, o, err))
 			}
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// lacks says which sets that an endpoint's rules need are not as wanted.
+func (p *Policy) lacks(f *policyFamily, ep *policy.Endpoint) error {
+	if len(p.unready) == 0 {
+		return nil
+	}
+	bad := map[string]error{}
+	for _, path := range ep.Paths() {
+		for _, tier := range path.Tiers {
+			for _, id := range tier.Chains {
+				c := f.rules.chains[id]
+				for _, set := range c.Sets() {
+					if err := p.unready[setName(set)]; err != nil {
+						bad[setName(set)] = fmt.Errorf("%s: set %s: %w", id, setName(set), err)
+					}
+				}
+			}
+		}
+	}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(bad)) {
+		errs = append(errs, bad[name])
 	}
 	return errors.Join(errs...)
 }

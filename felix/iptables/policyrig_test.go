@@ -2,9 +2,14 @@ package iptables_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/causeway-net/causeway/felix/felixtest/kerneltest"
 	"github.com/causeway-net/causeway/felix/ipset"
@@ -15,6 +20,7 @@ import (
 type setsWithin struct {
 	*ipset.Host
 	lab *kerneltest.Lab
+	bad *atomic.Value // name of a set that cannot be made
 }
 
 func (s setsWithin) Headers(ctx context.Context) (out []ipset.Header, err error) {
@@ -27,31 +33,86 @@ func (s setsWithin) List(ctx context.Context, name string, begin func(ipset.Head
 }
 
 func (s setsWithin) Apply(ctx context.Context, commands []ipset.Command) (out []error, err error) {
-	err = s.lab.Within(func() (err error) { out, err = s.Host.Apply(ctx, commands); return err })
+	bad, _ := s.bad.Load().(string)
+	var good []ipset.Command
+	for _, c := range commands {
+		if c.Name != bad {
+			good = append(good, c)
+		}
+	}
+	err = s.lab.Within(func() (err error) { out, err = s.Host.Apply(ctx, good); return err })
+	for i, c := range commands {
+		if c.Name == bad {
+			out = slices.Insert(out, min(i, len(out)), errors.New("refused by the test"))
+		}
+	}
 	return out, err
+}
+
+// written is the host's iptables, and what was written to it.
+type written struct {
+	*iptables.Host
+	mu      sync.Mutex
+	scripts []string
+}
+
+func (w *written) Restore(ctx context.Context, script []byte) error {
+	err := w.Host.Restore(ctx, script)
+	if err == nil && !strings.Contains(string(script), "\n-C ") {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.scripts = append(w.scripts, string(script))
+	}
+	return err
+}
+
+// took returns the transactions since the last call.
+func (w *written) took() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := w.scripts
+	w.scripts = nil
+	return out
 }
 
 // policyRig is policy running in a Lab.
 type policyRig struct {
 	*iptables.Policy
 	rules []*iptables.Reconciler
+	to    []*written // per family
+	bad   atomic.Value
 	sets  *ipset.Reconciler
 	stop  func()
 }
 
 func startPolicy(t testing.TB, l *kerneltest.Lab, b iptables.Backend, known ...string) *policyRig {
 	t.Helper()
+	return startRefusing(t, l, b, "", known...)
+}
+
+// startRefusing is startPolicy on a kernel that does not make the set of that name, until
+// policyRig.bad says otherwise.
+func startRefusing(t testing.TB, l *kerneltest.Lab, b iptables.Backend, refuse string, known ...string) *policyRig {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	host := ipset.NewHost()
-	sets, err := ipset.New(ipset.Config{Log: log, Owners: []string{"policy"}, Kernel: setsWithin{host, l}})
+	r := &policyRig{}
+	r.bad.Store(refuse)
+	sets, err := ipset.New(ipset.Config{Log: log, Owners: []string{"policy"}, Kernel: setsWithin{host, l, &r.bad}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &policyRig{sets: sets}
+	r.sets = sets
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	for _, f := range []iptables.Family{iptables.IPv4, iptables.IPv6} {
-		rec, err := iptables.New(iptables.Config{Family: f, Log: log, Kernel: iptables.NewHost(f, b, 0).Within(l.Within)})
+		to := &written{Host: iptables.NewHost(f, b, 0).Within(l.Within)}
+		r.to = append(r.to, to)
+		cfg := iptables.Config{Family: f, Log: log, Kernel: to}
+		if b == iptables.Legacy { // the kernel does not tell of changes
+			cfg.Resync = time.Second
+		}
+		rec, err := iptables.New(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
