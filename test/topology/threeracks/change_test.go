@@ -36,7 +36,7 @@ func (f *fabric) allChanges() []change {
 }
 
 // flows are streams in both directions, of so many packets a second each as a computer that
-// is slow by the factor of lab.Slow can carry.
+// is slow can carry (lab.SlowRate).
 type flows []*traffic.Stream
 
 // load starts streams between pods wherever both modes of a change have a way: within the
@@ -44,7 +44,6 @@ type flows []*traffic.Stream
 func (f *fabric) load(ctx context.Context, t *testing.T, c change) flows {
 	t.Helper()
 	var out flows
-	pps := int(1000 * time.Second / lab.Slow(time.Second))
 	for _, pair := range [][2]string{{"n1a", "n1b"}, {"n1a", "n2a"}} {
 		for _, v6 := range families {
 			same := rackOf(f.Node(pair[0])) == rackOf(f.Node(pair[1]))
@@ -53,7 +52,7 @@ func (f *fabric) load(ctx context.Context, t *testing.T, c change) flows {
 			}
 			for _, way := range [][2]string{{pair[0], pair[1]}, {pair[1], pair[0]}} {
 				from, to := f.pod(way[0]), f.pod(way[1])
-				s, err := traffic.Start(ctx, traffic.Config{From: from, To: to, Target: to.Address(v6), PPS: pps})
+				s, err := traffic.Start(ctx, traffic.Config{From: from, To: to, Target: to.Address(v6), PPS: lab.SlowRate(1000)})
 				if err != nil {
 					t.Fatal(err)
 				}
