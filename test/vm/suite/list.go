@@ -13,7 +13,7 @@ var List = []Entry{
 	{Package: "felix/tunnel", Modules: []string{"ipip", "vxlan"}, Shows: []string{"this kernel has ipip, and tunl0 works"}},
 	{Package: "felix/overlay", Slow: 5, Timeout: 12 * time.Minute, Modules: []string{"ipip", "vxlan"}, Shows: []string{"this kernel has ipip; longest interruption"}},
 	{Package: "cni-plugin/veth", Modules: []string{"veth"}},
-	{Package: "test/topology/tworacks", Slow: 5, Memory: 4096, Timeout: 25 * time.Minute},
+	{Package: "test/topology/tworacks", Slow: 10, Memory: 4096, Timeout: 25 * time.Minute},
 	// With IPIP there are three times as many changes of modes; all run here.
 	{Package: "test/topology/threeracks", Slow: 5, Memory: 4096, Timeout: 25 * time.Minute, Modules: []string{"ipip", "vxlan"},
 		Shows: []string{"this kernel has IPIP, and its scenarios run"}},
