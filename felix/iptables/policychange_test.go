@@ -30,7 +30,7 @@ func chainsOf(scripts []string) map[string]bool {
 // TestPolicyDelta changes one thing of many: only what it touches is written.
 func TestPolicyDelta(t *testing.T) {
 	backends(t, func(t *testing.T, w *world, b iptables.Backend) {
-		for i := range 100 {
+		for i := range 60 {
 			e := pod(i, "app=a")
 			e.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(i)})}
 			e.Interface = fmt.Sprintf("cali%04x", i*653)

@@ -110,12 +110,13 @@ func startRefusing(t testing.TB, l *kerneltest.Lab, b iptables.Backend, refuse s
 		r.to = append(r.to, to)
 		cfg := iptables.Config{Family: f, Log: log, Kernel: to}
 		if b == iptables.Legacy { // the kernel does not tell of changes
-			cfg.Resync = time.Second
+			cfg.Resync = 300 * time.Millisecond
 		}
 		rec, err := iptables.New(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
+		rec.HealEvery(100 * time.Millisecond)
 		r.rules = append(r.rules, rec)
 	}
 	r.Policy, err = iptables.NewPolicy(iptables.PolicyConfig{Log: log, Rules: r.rules, Sets: sets, SetOwner: "policy", Known: known})
