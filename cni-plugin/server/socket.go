@@ -26,7 +26,9 @@ const maxSocketPath = 107 - len("/.new-0000000000")
 // bound inside a folder that is ours alone and moved to its place. A socket that stands
 // there is replaced only if nobody answers on it.
 func listen(path string) (*net.UnixListener, error) {
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	// Without a deadline: the kernel answers at once whether anybody listens, and a node so
+	// busy that a second passes first would be told that the agent cannot start.
+	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
 		return nil, fmt.Errorf("%s: another agent answers on it", path)
 	} else if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
