@@ -35,8 +35,8 @@ func (f *fabric) allChanges() []change {
 	return out
 }
 
-// flows are streams in both directions, of so many packets a second each as a computer that
-// is slow can carry (lab.SlowRate).
+// flows are streams in both directions, of 1,000 packets a second each, or of what a slow
+// computer carries instead (lab.SlowRate).
 type flows []*traffic.Stream
 
 // load starts streams between pods wherever both modes of a change have a way: within the
@@ -119,7 +119,8 @@ func changes(t *testing.T, f *fabric) {
 }
 
 // killedInChange kills the agent of n1a in the middle of every change, each time later, and
-// starts it again: the end is the same (I5).
+// starts it again: the end is the same (I5). What the other nodes did meanwhile it does as
+// soon as it is there.
 func killedInChange(t *testing.T, f *fabric) {
 	ctx := scenario.Context(t, 5*time.Minute)
 	f.settle(t, vxlanCross)
@@ -145,7 +146,7 @@ func killedInChange(t *testing.T, f *fabric) {
 		fs.goOn(t, 100*time.Millisecond)
 		longest, lost, sent := fs.interrupted(t)
 		t.Logf("%s, killed after %s: %d of %d packets lost in %d flows, longest interruption %s", c, after, lost, sent, len(fs), longest.Round(time.Millisecond))
-		if longest > lab.Slow(time.Second) {
+		if longest > lab.Slow(2*time.Second) {
 			t.Errorf("%s, killed after %s: a flow was interrupted for %s", c, after, longest)
 		}
 	}
