@@ -126,6 +126,9 @@ func lifeCycle(t *testing.T, f *fabric) {
 				t.Errorf("%s: %s was\n%s\n\nand is\n%s", n, command, before[command], now[command])
 			}
 		}
+		if err := n.Do(func() error { _, err := rightDevices(n, never); return err }); err != nil {
+			t.Errorf("%s: %v", n, err) // of tunl0, which footprints leave out
+		}
 		again, err := n.Exec(ctx, "causeway", "agent", "--cleanup")
 		if err != nil || !strings.Contains(again, "nothing of Causeway's was found") {
 			t.Errorf("%s: a second cleanup: %v\n%s", n, err, again)
