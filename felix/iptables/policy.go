@@ -53,8 +53,7 @@ type policyFamily struct {
 type policyStep struct {
 	delta  *policy.Delta
 	synced bool
-	family Family
-	guard  *model.EncapGuard
+	guards map[Family]model.EncapGuard
 }
 
 // PolicyConfig says what a Policy works with.
@@ -168,10 +167,10 @@ func (p *Policy) Apply(d *policy.Delta) {
 // applied: what an earlier agent left goes, and host endpoints come into force.
 func (p *Policy) InSync() { p.add(policyStep{synced: true}) }
 
-// SetEncapsulation says which encapsulated packets of nodes host endpoints let pass, in one
+// SetEncapsulation says which encapsulated packets of nodes host endpoints let pass, in each
 // family. Who may send them EncapGuard asks.
-func (p *Policy) SetEncapsulation(f Family, g model.EncapGuard) {
-	p.add(policyStep{family: f, guard: &model.EncapGuard{IPIP: g.IPIP, VXLANPort: g.VXLANPort}})
+func (p *Policy) SetEncapsulation(v4, v6 model.EncapGuard) {
+	p.add(policyStep{guards: map[Family]model.EncapGuard{IPv4: v4, IPv6: v6}})
 }
 
 func (p *Policy) add(s policyStep) {
@@ -248,9 +247,8 @@ func (p *Policy) step(ctx context.Context, steps []policyStep) {
 				f.rules.apply(e, s.delta)
 			case s.synced:
 				f.rules.inSync(e)
-			case s.family == f.rules.family && f.rules.guard.IPIP == s.guard.IPIP && f.rules.guard.VXLANPort == s.guard.VXLANPort:
-			case s.family == f.rules.family:
-				f.rules.guard = *s.guard
+			case s.guards != nil:
+				f.rules.guard = s.guards[f.rules.family]
 				f.rules.hosts(e)
 			}
 		}

@@ -330,10 +330,10 @@ func TestPolicyTunnels(t *testing.T) {
 			}
 		}
 		check("no VXLAN", false)
-		w.rig.SetEncapsulation(iptables.IPv4, model.EncapGuard{VXLANPort: 4789})
+		w.rig.SetEncapsulation(model.EncapGuard{VXLANPort: 4789}, model.EncapGuard{})
 		w.settle()
 		check("VXLAN", true)
-		w.rig.SetEncapsulation(iptables.IPv4, model.EncapGuard{})
+		w.rig.SetEncapsulation(model.EncapGuard{}, model.EncapGuard{})
 		w.settle()
 		check("no VXLAN any more", false)
 	})
