@@ -35,6 +35,7 @@ type Policies struct {
 
 	mu      sync.Mutex
 	changes changeSet
+	seq     uint64 // grows with each change
 	pending []string
 	settled bool // pending was set at least once
 	told    bool // pending was published as it is
@@ -104,7 +105,7 @@ func (p *Policies) Take() *PolicyUpdate {
 		return nil
 	}
 	p.told = true
-	u := &PolicyUpdate{changes: p.changes.take(), Pending: p.pending}
+	u := &PolicyUpdate{changes: p.changes.take(), Pending: p.pending, Seq: p.seq}
 	p.changes = changeSet{} // a map does not shrink, and the first batch is large
 	return u
 }
@@ -119,6 +120,7 @@ func (p *Policies) changed() {
 // lock locks for a setter; what it returns unlocks and wakes Run.
 func (p *Policies) lock() func() {
 	p.mu.Lock()
+	p.seq++
 	return func() {
 		p.mu.Unlock()
 		p.changed()

@@ -78,7 +78,7 @@ func (m *PolicyMemory) Without(now *PolicyMemory) *PolicyUpdate {
 // addresses before, is the same one. While the source has not told everything, what holds for
 // hosts stays as it is known, too: what the source says are defaults until it has read.
 func (m *PolicyMemory) Recall(u *PolicyUpdate, everything bool) *PolicyUpdate {
-	out := &PolicyUpdate{Pending: u.Pending, Recalled: u.Recalled, changes: slices.Clone(u.changes)}
+	out := &PolicyUpdate{Pending: u.Pending, Recalled: u.Recalled, Seq: u.Seq, changes: slices.Clone(u.changes)}
 	if _, known := m.things[hostKey{}]; known && !everything {
 		out.changes = slices.DeleteFunc(out.changes, func(c policyChange) bool { return c.key == hostKey{} })
 	}

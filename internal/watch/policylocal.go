@@ -78,8 +78,8 @@ func (p *Policies) pod(k podKey) *localPod {
 }
 
 // Attach adds a pod's interface on this node, or changes it. Until the pod's object is known
-// nothing passes by it.
-func (p *Policies) Attach(ep model.Endpoint) {
+// nothing passes by it. It returns the Seq of the update that tells of it, at least.
+func (p *Policies) Attach(ep model.Endpoint) (seq uint64) {
 	defer p.lock()()
 	k := podKey{ep.Namespace, ep.Pod}
 	if ep.Pod == "" { // no pod of Kubernetes
@@ -106,6 +106,7 @@ func (p *Policies) Attach(ep model.Endpoint) {
 	}
 	p.attached[ep.Key] = k
 	p.showPod(k)
+	return p.seq
 }
 
 // Detach removes a pod's interface.

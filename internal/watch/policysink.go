@@ -43,6 +43,9 @@ type PolicyUpdate struct {
 	Pending []string
 	// Recalled: this is what an earlier agent knew, since the datastore does not answer.
 	Recalled bool
+	// Seq: with this update all is told that was said up to Policies.Attach's return of that
+	// number, or of a smaller one. 0 says nothing of it.
+	Seq uint64
 }
 
 // policyChange sets or removes the thing of one key.

@@ -39,6 +39,7 @@ type PolicyKeeper struct {
 
 	mu       sync.Mutex          // held while publishing
 	told     *watch.PolicyMemory // what the source told
+	seq      uint64              // of its last update
 	whole    bool                // the source told everything once
 	recalled *watch.PolicyMemory // what was passed on of an earlier agent, until the source told everything
 }
@@ -56,6 +57,7 @@ func (k *PolicyKeeper) String() string { return "last policy" }
 func (k *PolicyKeeper) Publish(u *watch.PolicyUpdate) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.seq = u.Seq
 	if err := k.told.Keep(u); err != nil {
 		k.log.Warn("the next agent will not know all of policy until the datastore answers", "error", err)
 	}
@@ -89,6 +91,7 @@ func (k *PolicyKeeper) replace(u *watch.PolicyUpdate) {
 		k.log.Error("what is known of policy cannot be read again", "error", err)
 		all = u
 	}
+	all.Seq = u.Seq
 	all = k.recalled.Recall(all, true)
 	k.recalled = nil
 	k.publish(gone)
@@ -163,6 +166,7 @@ func (k *PolicyKeeper) recall() {
 	u.Recalled, now.Recalled = true, true
 	k.publish(u)
 	// What this agent was told goes before, but for pods of which it knows less.
+	now.Seq = k.seq
 	k.publish(kept.Recall(now, false))
 }
 
