@@ -52,6 +52,8 @@ type Policies struct {
 	spoofing   bool
 	pods       map[podKey]*localPod
 	attached   map[model.AttachmentKey]podKey
+	expected   map[podKey]*expectedPod // pods of other nodes, none of them in pods
+	announced  announcements
 	namespaces map[string]int // attached pods by namespace, where Namespaces have no objects
 	problems   map[model.Object]model.Problem
 }
@@ -71,7 +73,7 @@ func NewPolicies(opt Options, publish func(*PolicyUpdate), noticed func()) *Poli
 		node: opt.Node, objects: opt.NamespaceLabels, publish: publish, noticed: noticed, wake: make(chan struct{}, 1), changes: changeSet{},
 		refs: map[model.PolicyID]references{}, services: map[model.ServiceID]int{}, slices: map[model.ServiceID]map[string][]model.ServiceEndpoint{},
 		hosts: map[string]hostEndpoint{}, nodes: map[string]model.Node{}, felix: map[string]hostPolicy{},
-		pods: map[podKey]*localPod{}, attached: map[model.AttachmentKey]podKey{}, namespaces: map[string]int{}, problems: map[model.Object]model.Problem{},
+		pods: map[podKey]*localPod{}, expected: map[podKey]*expectedPod{}, attached: map[model.AttachmentKey]podKey{}, namespaces: map[string]int{}, problems: map[model.Object]model.Problem{},
 	}
 	p.mergeFelix()
 	return p

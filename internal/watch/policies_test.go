@@ -150,7 +150,7 @@ func TestReadPod(t *testing.T) {
 			Containers:     []corev1.Container{{Image: "x"}, {Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}, {ContainerPort: 81}, {Name: "dns", ContainerPort: 53, Protocol: corev1.ProtocolUDP}}}}},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "fd00::1"}}},
 	}
-	want := Pod{Namespace: "prod", Name: "a", UID: "u", StaticUID: "h", Labels: map[string]string{"x": "1"}, ServiceAccount: "sa",
+	want := Pod{Namespace: "prod", Name: "a", UID: "u", StaticUID: "h", Node: "n", Labels: map[string]string{"x": "1"}, ServiceAccount: "sa",
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
 		Ports: []model.EndpointPort{{Name: "side", Protocol: model.ProtocolSCTP, Port: 9}, {Name: "http", Protocol: model.ProtocolTCP, Port: 80},
 			{Name: "dns", Protocol: model.ProtocolUDP, Port: 53}},
@@ -208,14 +208,14 @@ func TestHostPolicy(t *testing.T) {
 	j := join(t, policyOptions)
 	tcp := func(p uint16) model.FailsafePort { return model.FailsafePort{Protocol: model.ProtocolTCP, Port: p} }
 	h := j.sync().host
-	if h.EndpointToHost != model.EndpointToHostDrop || len(h.FailsafeIn) != 9 || len(h.FailsafeOut) != 9 ||
+	if h.EndpointToHost != model.EndpointToHostAccept || len(h.FailsafeIn) != 9 || len(h.FailsafeOut) != 9 ||
 		!slices.Contains(h.FailsafeIn, tcp(22)) || slices.Contains(h.FailsafeOut, tcp(22)) || !slices.Contains(h.FailsafeOut, model.FailsafePort{Protocol: model.ProtocolUDP, Port: 53}) {
 		t.Errorf("by default %+v", h)
 	}
-	j.Set(Check(policyObject(t, "felix", "default", `{defaultEndpointToHostAction: ACCEPT, failsafeInboundHostPorts: [], failsafeOutboundHostPorts: [{port: 1}, {protocol: UDP, port: 2, net: 10.0.0.0/8}]}`), policyOptions))
-	j.Set(Check(policyObject(t, "felix", "node.n2", `{defaultEndpointToHostAction: Drop}`), policyOptions))
+	j.Set(Check(policyObject(t, "felix", "default", `{defaultEndpointToHostAction: DROP, failsafeInboundHostPorts: [], failsafeOutboundHostPorts: [{port: 1}, {protocol: UDP, port: 2, net: 10.0.0.0/8}]}`), policyOptions))
+	j.Set(Check(policyObject(t, "felix", "node.n2", `{defaultEndpointToHostAction: Accept}`), policyOptions))
 	j.Set(Check(policyObject(t, "felix", "node.n1", `{failsafeInboundHostPorts: [{protocol: tcp, port: 3}]}`), policyOptions))
-	want := model.HostPolicy{EndpointToHost: model.EndpointToHostAccept, FailsafeIn: []model.FailsafePort{tcp(3)},
+	want := model.HostPolicy{EndpointToHost: model.EndpointToHostDrop, FailsafeIn: []model.FailsafePort{tcp(3)},
 		FailsafeOut: []model.FailsafePort{tcp(1), {Protocol: model.ProtocolUDP, Port: 2, Net: netip.MustParsePrefix("10.0.0.0/8")}}}
 	if h := j.sync().host; !reflect.DeepEqual(h, want) {
 		t.Errorf("%+v, want %+v", h, want)

@@ -17,26 +17,6 @@ type localPod struct {
 	shown     []model.PolicyEndpointID
 }
 
-// SetRemote adds or changes a pod of another node.
-func (p *Policies) SetRemote(pod *Pod) {
-	defer p.lock()()
-	if l := p.pods[podKey{pod.Namespace, pod.Name}]; l != nil {
-		l.elsewhere = pod
-		return
-	}
-	p.changes.set(workload(pod.Namespace, pod.Name), endpointOf(pod))
-}
-
-// RemoveRemote forgets a pod of another node.
-func (p *Policies) RemoveRemote(namespace, name string) {
-	defer p.lock()()
-	if l := p.pods[podKey{namespace, name}]; l != nil { // it has come here
-		l.elsewhere = nil
-		return
-	}
-	p.changes.remove(workload(namespace, name))
-}
-
 func workload(namespace, name string) model.PolicyEndpointID {
 	return model.PolicyEndpointID{Kind: model.EndpointWorkload, Namespace: namespace, Name: name}
 }
@@ -72,6 +52,10 @@ func (p *Policies) pod(k podKey) *localPod {
 	l := p.pods[k]
 	if l == nil {
 		l = &localPod{}
+		if e := p.expected[k]; e != nil {
+			l.elsewhere = e.pod
+			delete(p.expected, k)
+		}
 		p.pods[k] = l
 	}
 	return l
@@ -165,7 +149,7 @@ func (p *Policies) showPod(k podKey) {
 	if l.shown = shown; l.object == nil && len(l.attached) == 0 {
 		delete(p.pods, k)
 		if l.elsewhere != nil {
-			p.changes.set(workload(k.namespace, k.name), endpointOf(l.elsewhere))
+			p.showRemote(k, l.elsewhere)
 		}
 	}
 	problem := model.Problem{Object: model.Object{Kind: "Pod", Namespace: k.namespace, Name: k.name}, Field: annotation(AnnotationAllowedSources), Ignored: true}

@@ -26,6 +26,7 @@ type Pod struct {
 	Namespace, Name string
 	// UID of the object; StaticUID is the one that a runtime knows a static pod by.
 	UID, StaticUID string
+	Node           string // it is bound to
 	Labels         map[string]string
 	ServiceAccount string
 	Addresses      []netip.Addr // as its kubelet says; empty while it has none
@@ -41,7 +42,7 @@ func (p *Pod) Is(uid string) bool { return uid == "" || uid == p.UID || uid == p
 
 // Equal reports whether both say the same.
 func (p *Pod) Equal(o *Pod) bool {
-	return p.Namespace == o.Namespace && p.Name == o.Name && p.UID == o.UID && p.StaticUID == o.StaticUID &&
+	return p.Namespace == o.Namespace && p.Name == o.Name && p.UID == o.UID && p.StaticUID == o.StaticUID && p.Node == o.Node &&
 		p.ServiceAccount == o.ServiceAccount && p.Problem == o.Problem && maps.Equal(p.Labels, o.Labels) &&
 		slices.Equal(p.Addresses, o.Addresses) && slices.Equal(p.Ports, o.Ports) && slices.Equal(p.AllowedSources, o.AllowedSources)
 }
@@ -54,7 +55,7 @@ func ReadPod(p *corev1.Pod) (out Pod, ok bool) {
 	}
 	out = Pod{
 		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), StaticUID: p.Annotations[annotationStaticUID],
-		Labels: p.Labels, ServiceAccount: p.Spec.ServiceAccountName,
+		Node: p.Spec.NodeName, Labels: p.Labels, ServiceAccount: p.Spec.ServiceAccountName,
 	}
 	for _, ip := range p.Status.PodIPs {
 		if a, err := netip.ParseAddr(ip.IP); err == nil {
@@ -114,7 +115,7 @@ func StripPod(p *corev1.Pod) *corev1.Pod {
 			out.Annotations[key] = v
 		}
 	}
-	out.Spec.HostNetwork, out.Spec.ServiceAccountName = p.Spec.HostNetwork, p.Spec.ServiceAccountName
+	out.Spec.NodeName, out.Spec.HostNetwork, out.Spec.ServiceAccountName = p.Spec.NodeName, p.Spec.HostNetwork, p.Spec.ServiceAccountName
 	out.Spec.InitContainers, out.Spec.Containers = namedPorts(p.Spec.InitContainers), namedPorts(p.Spec.Containers)
 	out.Status.Phase, out.Status.PodIPs = p.Status.Phase, p.Status.PodIPs
 	return out

@@ -19,7 +19,7 @@ import (
 )
 
 // remotePods is a contents of the pods of other nodes. Of each its name is kept and a hash
-// of what was told of it: policy keeps the rest.
+// of what was told of it, whose lowest bit says that it had addresses: policy keeps the rest.
 type remotePods struct {
 	policies *watch.Policies
 	seed     maphash.Seed
@@ -32,12 +32,19 @@ func (t *remotePods) len() int { return len(t.told) }
 func (t *remotePods) set(obj metav1.Object) bool {
 	key := rowKey(obj.GetNamespace(), obj.GetName())
 	p, ok := watch.ReadPod(obj.(*corev1.Pod))
-	if !ok || len(p.Addresses) == 0 {
+	if !ok {
 		return t.drop(key)
 	}
-	hash := t.hash(&p)
-	if was, there := t.told[key]; there && was == hash {
+	hash := t.hash(&p) &^ 1
+	if len(p.Addresses) > 0 {
+		hash |= 1
+	}
+	was, there := t.told[key]
+	if there && was == hash {
 		return false
+	}
+	if was&1 == 1 && hash&1 == 0 { // another pod of this name, seen before the old one went
+		t.drop(key)
 	}
 	t.told[key] = hash
 	t.policies.SetRemote(&p)
@@ -89,6 +96,11 @@ func (t *remotePods) hash(p *watch.Pod) uint64 {
 	text("")
 	for _, a := range p.Addresses {
 		text(string(a.AsSlice()))
+	}
+	if len(p.Addresses) == 0 { // by these the node's own word is known
+		text(p.Node)
+		text(p.UID)
+		text(p.StaticUID)
 	}
 	text("")
 	for _, port := range p.Ports {
