@@ -1,0 +1,186 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/causeway-net/causeway/internal/status"
+	"github.com/causeway-net/causeway/test/lab"
+	"github.com/causeway-net/causeway/test/topology/scenario"
+)
+
+// killed kills the agent and starts it again while pods talk: what was allowed goes on, what
+// was forbidden stays so, before the next agent knows anything and after. The second time the policies
+// are others when it starts.
+func killed(t *testing.T, f *fabric) {
+	ctx := scenario.Context(t, time.Minute)
+	f.put(t, f.sets(), onlyGood("first", 100))
+	l := f.loaded(t)
+	established := append(between(t, f.good1, f.target), between(t, f.good2, f.target)...)
+	agent := f.n1.Daemon("agent")
+	for _, documents := range [][]string{nil, {f.sets(), onlyGood("second", 200), gnp("deny-bad", 100, "ingress: [{action: Deny, source: {selector: role == 'bad'}}]")}} {
+		if err := agent.Kill(ctx); err != nil {
+			t.Fatal(err)
+		}
+		l.goOn(t)
+		if documents != nil {
+			f.write(t, documents...)
+		}
+		began := time.Now()
+		if err := agent.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		f.ready(t)
+		l.goOn(t)
+		if documents != nil {
+			// What went while nobody looked has no second half: there was no agent that knew it.
+			f.inForce(t, false, 10*time.Second, began)
+		} else {
+			documents = []string{f.sets(), onlyGood("first", 100)}
+			f.put(t, documents...)
+		}
+		t.Logf("killed; in force %s after the start", time.Since(began).Round(time.Millisecond))
+		l.goOn(t)
+		established.goOn(t, 5*time.Second)
+	}
+	l.end(t)
+	if n := established.lost(); n > 0 {
+		t.Errorf("%d packets of established flows were lost", n)
+	}
+	f.put(t)
+}
+
+// ready waits until the agent of n1 is.
+func (f *fabric) ready(t *testing.T) {
+	t.Helper()
+	f.await(t, "the agent is ready", func(st status.Status) error {
+		if !st.Ready {
+			return errors.New(st.NotReady)
+		}
+		return nil
+	})
+}
+
+// killedInChange kills the agent at a later moment of a change each time. What both versions
+// forbid never passes, what both allow always does; in the end the new one is in force.
+func killedInChange(t *testing.T, f *fabric) {
+	ctx := scenario.Context(t, time.Minute)
+	versions := [][]string{
+		{f.sets(), onlyGood("first", 100)},
+		append(manyPolicies(200), f.sets(), bigSet("good", 500), tier("mine", 10),
+			inTier(gnp("mine.first", 10, "ingress: [{action: Deny, source: {selector: role == 'bad'}}, {action: Pass}]"), "mine"), onlyGood("second", 100)),
+	}
+	f.put(t, versions[0]...)
+	l := f.loaded(t)
+	agent := f.n1.Daemon("agent")
+	// A folder's file is believed a tenth of a second after it was written.
+	for i, after := range []time.Duration{100, 115, 130, 150, 180, 620} {
+		began := time.Now()
+		f.write(t, versions[(i+1)%2]...)
+		scenario.Eventually(t, time.Minute, "the change begins", func() error {
+			if time.Since(began) < lab.Slow(after*time.Millisecond) {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		if err := agent.Kill(ctx); err != nil {
+			t.Fatal(err)
+		}
+		goOn(t, 50, l.hails...)
+		if err := agent.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		f.ready(t)
+		took := f.inForce(t, false, 15*time.Second, time.Now())
+		l.goOn(t)
+		if n := l.forbidden().count; n > 0 {
+			t.Fatalf("killed %s after a change: %d forbidden packets arrived", after*time.Millisecond, n)
+		}
+		t.Logf("killed %s after a change: in force %s after the agent was ready", after*time.Millisecond, took.Round(time.Millisecond))
+	}
+	l.end(t)
+	f.put(t)
+}
+
+// byHand is what somebody does to a node's rules.
+type byHand struct{ name, command string }
+
+// hands are what is done with each backend. Tables and chains are found by our names.
+var hands = map[string][]byHand{
+	"iptables": {
+		{"iptables -F", "iptables -F && ip6tables -F"},
+		{"each of our chains flushed", `for t in iptables ip6tables; do for c in $($t -S | sed -n 's/^-N \(cali[^ ]*\).*/\1/p'); do $t -F $c; done; done`},
+		{"iptables -F, iptables -X", "iptables -F; iptables -X; ip6tables -F; ip6tables -X"},
+		{"nft flush table ip filter", "! nft list table ip filter >/dev/null 2>&1 || { nft flush table ip filter; nft flush table ip6 filter; }"},
+		{"nft delete table ip filter", "! nft list table ip filter >/dev/null 2>&1 || { nft delete table ip filter; nft delete table ip6 filter; }"},
+		{"ipset flush", "ipset flush"},
+		{"ipset destroy", "ipset destroy; true"}, // of those that are in use the kernel says no
+		{"all of it", "iptables -F; iptables -X; ip6tables -F; ip6tables -X; ipset flush; ipset destroy; true"},
+	},
+	"nftables": {
+		{"nft flush table", ourTables("flush")},
+		{"nft delete table", ourTables("delete")},
+		{"nft flush set", `nft -j list sets | grep -o '"family": "[^"]*", "name": "[^"]*", "table": "causeway"' | tr -d '",' | while read _ family _ name _; do nft flush set $family causeway $name; done`},
+		{"nft flush ruleset", "nft flush ruleset"},
+		{"iptables -F", "iptables -F; ip6tables -F; iptables -X; ip6tables -X"},
+	},
+}
+
+func ourTables(verb string) string {
+	return "nft list tables | grep -w causeway | while read _ family name; do nft " + verb + " table $family $name; done"
+}
+
+// healsWithin is how long the rules may be gone that somebody took away.
+const healsWithin = 5 * time.Second
+
+// flushed takes rules and sets away by hand. They are back within seconds, and once they are
+// what they forbid does not arrive, though it was answered meanwhile.
+func flushed(t *testing.T, f *fabric) {
+	ctx := scenario.Context(t, 2*time.Minute)
+	f.put(t, f.sets(), onlyGood("first", 100))
+	f.echo(t, f.target)
+	tp := openTap(t, f.target)
+	to := at(hailPort, addrs(f.target)...)
+	bad := []*hail{startHail(t, f.bad1, 500, to...), startHail(t, f.bad2, 500, to...)}
+	good := []*hail{startHail(t, f.good1, 500, to...), startHail(t, f.good2, 500, to...)}
+	forbidden := func() arrivals { return tp.from(addrs(f.bad1, f.bad2)...) }
+	for _, h := range hands[f.backend.name] {
+		goOn(t, 50, bad...)
+		before := forbidden().count
+		began := time.Now()
+		if _, err := f.n1.Exec(ctx, "sh", "-c", h.command); err != nil {
+			t.Fatalf("%s: %v", h.name, err)
+		}
+		done := time.Since(began)
+		scenario.Eventually(t, healsWithin, h.name+": forbidden packets stop, allowed ones arrive", func() error {
+			was := forbidden().count
+			var allowed []int
+			for _, a := range addrs(f.good1, f.good2) {
+				allowed = append(allowed, tp.from(a).count)
+			}
+			goOn(t, 50, append(bad, good...)...)
+			if n := forbidden().count - was; n > 0 {
+				return fmt.Errorf("%d forbidden packets arrived", n)
+			}
+			for i, a := range addrs(f.good1, f.good2) {
+				if tp.from(a).count == allowed[i] {
+					return fmt.Errorf("none arrived of %s", a)
+				}
+			}
+			return nil
+		})
+		healed := forbidden()
+		goOn(t, 500, bad...)
+		if n := forbidden().count - healed.count; n > 0 {
+			t.Errorf("%s: %d forbidden packets arrived after the rules were back", h.name, n)
+		}
+		window := time.Duration(0)
+		if healed.count > before {
+			window = healed.last.Sub(began)
+		}
+		t.Logf("%s (took %s): %d forbidden packets arrived, the last %s after it began", h.name, done.Round(time.Millisecond), healed.count-before, window.Round(time.Millisecond))
+	}
+	f.put(t)
+}
