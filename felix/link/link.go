@@ -62,9 +62,13 @@ type Config struct {
 	OnChange func(v4, v6 netip.Prefix)
 	// Changed hears what MTU returns when it is known first, and when it changes.
 	//
-	// Both are called from the goroutine in Run, one call at a time, and must be quick; they
+	// Interfaces hears after each reading which addresses of a global scope each interface has
+	// that is no pod's and no tunnel of ours. It must keep nothing that it changes.
+	//
+	// All are called from the goroutine in Run, one call at a time, and must be quick; they
 	// may call any method.
-	Changed func(mtu int)
+	Changed    func(mtu int)
+	Interfaces func(map[string][]netip.Addr)
 }
 
 // New makes Uplinks for the network namespace that Run is called in.
@@ -229,6 +233,9 @@ func (u *Uplinks) apply(context.Context, bool) error {
 	}
 	if tell && u.cfg.Changed != nil {
 		u.cfg.Changed(mtu)
+	}
+	if u.cfg.Interfaces != nil {
+		u.cfg.Interfaces(addresses(seen))
 	}
 	u.detect(seen)
 	return err

@@ -52,6 +52,20 @@ func subnets(links []seenLink) map[netip.Addr]netip.Prefix {
 	return out
 }
 
+// addresses are those of each interface that is no pod's and no tunnel of ours.
+func addresses(links []seenLink) map[string][]netip.Addr {
+	out := map[string][]netip.Addr{}
+	for _, l := range links {
+		if nodeaddr.Ours(l.Name) {
+			continue
+		}
+		for _, p := range l.Addrs {
+			out[l.Name] = append(out[l.Name], p.Addr())
+		}
+	}
+	return out
+}
+
 // uplinks picks the links that carry the node's traffic, and their smallest MTU. With a
 // pattern they are those whose names match: of them those that are up, if any is. Otherwise
 // they are those that hold a node address, or, when the node's address stands on the loopback
