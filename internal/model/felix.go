@@ -44,6 +44,8 @@ type Felix struct {
 	// IPTables forces the backend (iptablesBackend): "legacy", "nft", or empty for what the
 	// agent was started with.
 	IPTables string
+	// NFTables has policy enforced by nftables (nftablesMode Enabled) and not by iptables.
+	NFTables bool
 	// RoutesResync and RulesResync are how often routes and rules are read in full
 	// (routeRefreshInterval, iptablesRefreshInterval); 0: the agent's own.
 	RoutesResync, RulesResync time.Duration

@@ -45,6 +45,7 @@ var felixFields = map[string]func(to, from *model.Felix){
 	"externalNodesList":                  func(to, from *model.Felix) { to.ExternalNodes = from.ExternalNodes },
 	"featureDetectOverride":              func(to, from *model.Felix) { to.ChecksumOffload = from.ChecksumOffload },
 	"iptablesBackend":                    func(to, from *model.Felix) { to.IPTables = from.IPTables },
+	"nftablesMode":                       func(to, from *model.Felix) { to.NFTables = from.NFTables },
 	"routeRefreshInterval":               func(to, from *model.Felix) { to.RoutesResync = from.RoutesResync },
 	"iptablesRefreshInterval":            func(to, from *model.Felix) { to.RulesResync = from.RulesResync },
 }
@@ -139,7 +140,6 @@ func portRange(p intstr.IntOrString) (model.PortRange, error) {
 // the API server fills in (nftables), those that Calico writes into "default" unasked, and
 // what is plainly switched off.
 var felixAsIs = map[string][]string{
-	"nftablesMode":                   {`"Auto"`, `"Disabled"`},
 	"nftablesFlowTableOffload":       {`"Disabled"`},
 	"logSeverityScreen":              {`"Info"`, `"info"`, `"INFO"`},
 	"floatingIPs":                    {`"Disabled"`},

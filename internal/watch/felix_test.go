@@ -78,8 +78,8 @@ func TestFelix(t *testing.T) {
 		{"what is not acted on", []metav1.Object{felix("default", func(s spec) {
 			s.NATPortRange, s.NftablesMode, s.BPFEnabled, s.IPv6Support = port("7"), ptr("Enabled"), ptr(true), ptr(false)
 			s.FailsafeInboundHostPorts = &[]v3.ProtoPort{}
-		})}, model.Felix{NATPorts: model.PortRange{First: 7, Last: 7}}, []string{
-			"ignored .spec.bpfEnabled is not acted on yet", "ignored .spec.failsafeInboundHostPorts", "ignored .spec.ipv6Support", "ignored .spec.nftablesMode"}},
+		})}, model.Felix{NATPorts: model.PortRange{First: 7, Last: 7}, NFTables: true}, []string{
+			"ignored .spec.bpfEnabled is not acted on yet", "ignored .spec.failsafeInboundHostPorts", "ignored .spec.ipv6Support"}},
 	} {
 		s := build(tc.objects...)
 		expect(t, tc.name, s, tc.bad...)

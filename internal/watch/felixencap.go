@@ -89,6 +89,11 @@ func (c *checker) felixRest(s *v3.FelixConfigurationSpec, out *felixConfiguratio
 		}
 		out.give("iptablesBackend")
 	}
+	if m := s.NftablesMode; m != nil && *m != "" {
+		enum(c, ".spec.nftablesMode", string(*m), "Auto", "Disabled", "Enabled")
+		v.NFTables = *m == "Enabled"
+		out.give("nftablesMode")
+	}
 	interval := func(field string, from *metav1.Duration, to *time.Duration) {
 		if from == nil {
 			return

@@ -183,10 +183,13 @@ func defaultFailsafe() (in, out []model.FailsafePort) {
 	return in, out
 }
 
-// mergeHost is what the configurations say together, a later one before an earlier one.
+// mergeHost is what the configurations say together, a later one before an earlier one. Where they say
+// nothing of defaultEndpointToHostAction it is Accept, as in every Calico that its manifests or its
+// operator installed (they set FELIX_DEFAULTENDPOINTTOHOSTACTION): with felix's own Drop no pod of
+// a control plane node reaches the API server.
 func mergeHost(configs ...hostPolicy) (h model.HostPolicy, spoofing bool) {
 	h.FailsafeIn, h.FailsafeOut = defaultFailsafe()
-	h.EndpointToHost = model.EndpointToHostDrop
+	h.EndpointToHost = model.EndpointToHostAccept
 	for _, c := range configs {
 		if c.in != nil {
 			h.FailsafeIn = *c.in

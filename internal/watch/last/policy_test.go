@@ -104,7 +104,7 @@ func attached(pod, uid, iface, addr string) model.Endpoint {
 const (
 	db     = `{metadata: {namespace: prod, name: db}, spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}}`
 	global = `{metadata: {name: all}, spec: {selector: app == 'db', ingress: [{action: Pass}]}}`
-	felix  = `{metadata: {name: default}, spec: {defaultEndpointToHostAction: Accept}}`
+	felix  = `{metadata: {name: default}, spec: {defaultEndpointToHostAction: Drop}}`
 )
 
 // tell is what a datastore that answers tells.
@@ -130,7 +130,7 @@ func TestPolicyKeeper(t *testing.T) {
 	first.tell()
 	first.policies.SetPending(nil)
 	first.see("the policies", func() bool {
-		return first.applies(model.PolicyKubernetes, "prod", "db") == 1 && first.applies(model.PolicyGlobal, "", "all") == 1 && first.program.Host.EndpointToHost == model.EndpointToHostAccept
+		return first.applies(model.PolicyKubernetes, "prod", "db") == 1 && first.applies(model.PolicyGlobal, "", "all") == 1 && first.program.Host.EndpointToHost == model.EndpointToHostDrop
 	})
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		if m, err := LoadPolicy(path, "n1"); err == nil && m.Len() > 0 {
@@ -161,7 +161,7 @@ func TestPolicyKeeper(t *testing.T) {
 	second.policies.SetNamespace(model.Namespace{Name: "other"})
 	second.see("a part", func() bool { return second.updates >= 4 })
 	second.see("the policies still", func() bool {
-		return second.applies(model.PolicyKubernetes, "prod", "db") == 1 && second.applies(model.PolicyGlobal, "", "all") == 1 && second.program.Host.EndpointToHost == model.EndpointToHostAccept
+		return second.applies(model.PolicyKubernetes, "prod", "db") == 1 && second.applies(model.PolicyGlobal, "", "all") == 1 && second.program.Host.EndpointToHost == model.EndpointToHostDrop
 	})
 	second.tell()
 	second.policies.Remove(model.Object{Kind: "GlobalNetworkPolicy", Name: "all"})
@@ -169,7 +169,7 @@ func TestPolicyKeeper(t *testing.T) {
 	second.policies.SetPending(nil)
 	second.see("what the datastore told", func() bool {
 		return second.whole && !second.recalled && second.applies(model.PolicyKubernetes, "prod", "db") == 1 && second.applies(model.PolicyGlobal, "", "all") == 0 &&
-			second.program.Host.EndpointToHost == model.EndpointToHostDrop
+			second.program.Host.EndpointToHost == model.EndpointToHostAccept
 	})
 }
 
