@@ -31,11 +31,20 @@ type Rules interface {
 	Wait(context.Context) error
 }
 
+// Policy decides what a pod may send and receive; felix/enforce.Enforcer does.
+type Policy interface {
+	Restore(...model.Endpoint)
+	// Attach returns when the pod's policy is in the kernel, and until then nothing passes.
+	Attach(context.Context, model.Endpoint) error
+	Detach(model.Endpoint)
+}
+
 // Config holds what a Dataplane works with. All fields are required.
 type Config struct {
 	Node   string
 	Routes Routes
 	Rules  []Rules
+	Policy Policy
 	// Outside is called with the pod addresses that none of the node's blocks covers,
 	// whenever they change: they must be advertised one by one.
 	Outside func([]netip.Addr)
@@ -66,6 +75,7 @@ func New(cfg Config, restored []model.Endpoint) *Dataplane {
 	}
 	cfg.Routes.Replace(model.OwnerWorkload, routes)
 	cfg.Routes.InSync(model.OwnerWorkload)
+	cfg.Policy.Restore(restored...)
 	return d
 }
 
@@ -90,12 +100,16 @@ func (d *Dataplane) Set(snap *model.Snapshot) {
 	}
 }
 
-// Attach puts the pod's routes and rules in force and returns when they are.
+// Attach puts the pod's routes, rules and policy in force and returns when they are.
 func (d *Dataplane) Attach(ctx context.Context, ep model.Endpoint) error {
 	for _, r := range d.cfg.Rules {
 		if err := r.Wait(ctx); err != nil {
 			return err
 		}
+	}
+	// No route makes a pod reachable before its rules are in (I2).
+	if err := d.cfg.Policy.Attach(ctx, ep); err != nil {
+		return err
 	}
 	routes := dataplane.WorkloadRoutes(ep)
 	d.mu.Lock()
@@ -112,18 +126,20 @@ func (d *Dataplane) Attach(ctx context.Context, ep model.Endpoint) error {
 	return d.cfg.Routes.Wait(ctx, dataplane.Prefixes(routes)...)
 }
 
-// Detach takes the pod's routes away. It does not wait: the link is gone already, and
+// Detach takes the pod's routes and policy away. It does not wait: the link is gone already, and
 // whoever gets the address next overrides what is left.
 func (d *Dataplane) Detach(_ context.Context, ep model.Endpoint) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	known, ok := d.endpoints[ep.Key]
-	if !ok {
+	if !ok { // an Attach that failed
+		d.cfg.Policy.Detach(ep)
 		return nil
 	}
 	delete(d.endpoints, ep.Key)
 	d.cfg.Routes.Update(model.OwnerWorkload, model.RouteUpdate{Delete: dataplane.Prefixes(dataplane.WorkloadRoutes(known))})
 	d.setOutside(slices.DeleteFunc(slices.Clone(d.outside), func(a netip.Addr) bool { return slices.Contains(known.Addresses, a) }))
+	d.cfg.Policy.Detach(known)
 	return nil
 }
 

@@ -54,6 +54,26 @@ type fakeRules struct{ err error }
 
 func (f fakeRules) Wait(context.Context) error { return f.err }
 
+// fakePolicy is who was attached and not detached.
+type fakePolicy struct {
+	have map[model.AttachmentKey]model.Endpoint
+	err  error
+}
+
+func newFakePolicy() *fakePolicy { return &fakePolicy{have: map[model.AttachmentKey]model.Endpoint{}} }
+
+func (f *fakePolicy) Restore(eps ...model.Endpoint) {
+	for _, ep := range eps {
+		f.have[ep.Key] = ep
+	}
+}
+
+func (f *fakePolicy) Attach(_ context.Context, ep model.Endpoint) error {
+	f.have[ep.Key] = ep
+	return f.err
+}
+func (f *fakePolicy) Detach(ep model.Endpoint) { delete(f.have, ep.Key) }
+
 func noNAT(_, _ model.OutgoingNAT) {}
 
 func endpoint(id, addr string) model.Endpoint {
@@ -64,8 +84,8 @@ func endpoint(id, addr string) model.Endpoint {
 }
 
 func TestLifeOfAPod(t *testing.T) {
-	routes, outside := newFakeRoutes(), []netip.Addr(nil)
-	d := New(Config{Node: "a", Routes: routes, Rules: []Rules{fakeRules{}}, Outside: func(a []netip.Addr) { outside = a }, NAT: noNAT},
+	routes, policy, outside := newFakeRoutes(), newFakePolicy(), []netip.Addr(nil)
+	d := New(Config{Node: "a", Routes: routes, Rules: []Rules{fakeRules{}}, Policy: policy, Outside: func(a []netip.Addr) { outside = a }, NAT: noNAT},
 		[]model.Endpoint{endpoint("old", "10.0.0.1")})
 	if _, ok := routes.have[model.OwnerWorkload][netip.MustParsePrefix("10.0.0.1/32")]; !ok {
 		t.Error("a pod of the journal has no route")
@@ -99,8 +119,8 @@ func TestLifeOfAPod(t *testing.T) {
 	if err := d.Detach(ctx, borrowed); err != nil {
 		t.Errorf("second Detach: %v", err)
 	}
-	if len(outside) != 0 || len(routes.have[model.OwnerWorkload]) != 1 {
-		t.Errorf("after Detach: outside %v, routes %v", outside, routes.have[model.OwnerWorkload])
+	if len(outside) != 0 || len(routes.have[model.OwnerWorkload]) != 1 || len(policy.have) != 1 {
+		t.Errorf("after Detach: outside %v, routes %v, policy of %v", outside, routes.have[model.OwnerWorkload], policy.have)
 	}
 }
 
@@ -110,7 +130,7 @@ func TestOutside(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	var told []netip.Addr
 	routes := newFakeRoutes()
-	d := New(Config{Node: "a", Routes: routes, Rules: nil, Outside: func(a []netip.Addr) { told = a }, NAT: noNAT}, []model.Endpoint{endpoint("0", "10.0.0.0")})
+	d := New(Config{Node: "a", Routes: routes, Policy: newFakePolicy(), Outside: func(a []netip.Addr) { told = a }, NAT: noNAT}, []model.Endpoint{endpoint("0", "10.0.0.0")})
 	pods := map[int]bool{0: true}
 	var blocks []model.Block
 	for step := range 2000 {
@@ -153,7 +173,7 @@ func TestOutside(t *testing.T) {
 // TestNAT tells what is translated with the first snapshot, and later only what is new.
 func TestNAT(t *testing.T) {
 	var told [][2]model.OutgoingNAT
-	d := New(Config{Node: "a", Routes: newFakeRoutes(), Outside: func([]netip.Addr) {}, NAT: func(v4, v6 model.OutgoingNAT) {
+	d := New(Config{Node: "a", Routes: newFakeRoutes(), Policy: newFakePolicy(), Outside: func([]netip.Addr) {}, NAT: func(v4, v6 model.OutgoingNAT) {
 		told = append(told, [2]model.OutgoingNAT{v4, v6})
 	}}, nil)
 	pools := func(nat bool) []model.Pool {
@@ -180,14 +200,25 @@ func TestNAT(t *testing.T) {
 	}
 }
 
-// TestNoRulesNoRoute holds I2: no route makes a pod reachable before its rules are in.
+// TestNoRulesNoRoute holds I2: no route makes a pod reachable before its rules and its policy are in.
 func TestNoRulesNoRoute(t *testing.T) {
-	routes, broken := newFakeRoutes(), errors.New("no iptables")
-	d := New(Config{Node: "a", Routes: routes, Rules: []Rules{fakeRules{broken}}, Outside: func([]netip.Addr) {}, NAT: noNAT}, nil)
-	if err := d.Attach(context.Background(), endpoint("x", "10.0.0.1")); !errors.Is(err, broken) {
-		t.Errorf("Attach: %v", err)
-	}
-	if len(routes.have[model.OwnerWorkload]) != 0 {
-		t.Error("a route without rules")
+	broken := errors.New("no iptables")
+	for what, cfg := range map[string]Config{
+		"rules":  {Rules: []Rules{fakeRules{broken}}, Policy: newFakePolicy()},
+		"policy": {Policy: &fakePolicy{have: map[model.AttachmentKey]model.Endpoint{}, err: broken}},
+	} {
+		routes := newFakeRoutes()
+		cfg.Node, cfg.Routes, cfg.Outside, cfg.NAT = "a", routes, func([]netip.Addr) {}, noNAT
+		d := New(cfg, nil)
+		ep := endpoint("x", "10.0.0.1")
+		if err := d.Attach(context.Background(), ep); !errors.Is(err, broken) {
+			t.Errorf("%s: Attach: %v", what, err)
+		}
+		if len(routes.have[model.OwnerWorkload]) != 0 {
+			t.Errorf("a route without %s", what)
+		}
+		if err := d.Detach(context.Background(), ep); err != nil || len(cfg.Policy.(*fakePolicy).have) != 0 {
+			t.Errorf("%s: Detach after it: %v, left %v", what, err, cfg.Policy.(*fakePolicy).have)
+		}
 	}
 }

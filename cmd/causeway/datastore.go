@@ -15,6 +15,7 @@ import (
 	"github.com/causeway-net/causeway/internal/kubeapi"
 	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/internal/task"
+	"github.com/causeway-net/causeway/internal/watch"
 	"github.com/causeway-net/causeway/internal/watch/file"
 	watchkube "github.com/causeway-net/causeway/internal/watch/kube"
 	"github.com/causeway-net/causeway/internal/watch/last"
@@ -40,17 +41,27 @@ type datastore struct {
 	// workload looks up a pod; nil in a folder, which knows none.
 	workload func(ctx context.Context, namespace, pod, uid string) (server.Workload, error)
 	clients  *kubeapi.Clients // nil for a folder
+	// policies is where this node says what it knows of itself that policy is about.
+	policies *watch.Policies
+	// needs is enforce.Config.Needs; nil in a folder, which is read whole.
+	needs func(pods bool, service func(model.ServiceID) bool) (known bool)
 }
 
-// openDatastore makes the parts; nothing is read yet. Snapshots go to publish.
-func openDatastore(o options, log *slog.Logger, publish func(*model.Snapshot)) (*datastore, error) {
+// published is where a datastore's news go.
+type published struct {
+	snapshot func(*model.Snapshot)
+	policy   func(*watch.PolicyUpdate)
+}
+
+// openDatastore makes the parts; nothing is read yet.
+func openDatastore(o options, log *slog.Logger, to published) (*datastore, error) {
 	if o.datastore == kubernetes {
-		return openKubernetes(o, log, publish)
+		return openKubernetes(o, log, to)
 	}
-	return openFolder(o, log, publish)
+	return openFolder(o, log, to)
 }
 
-func openFolder(o options, log *slog.Logger, publish func(*model.Snapshot)) (*datastore, error) {
+func openFolder(o options, log *slog.Logger, to published) (*datastore, error) {
 	dir, shared, err := o.folder()
 	if err != nil {
 		return nil, err
@@ -63,14 +74,16 @@ func openFolder(o options, log *slog.Logger, publish func(*model.Snapshot)) (*da
 	if err != nil {
 		return nil, err
 	}
-	source, err := file.New(file.Config{Dir: dir, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: publish})
+	source, err := file.New(file.Config{Dir: dir, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: to.snapshot, Policy: to.policy})
 	if err != nil {
 		return nil, err
 	}
-	return &datastore{tasks: []task.Task{source}, store: store, private: !shared, trouble: func() error { return nil }}, nil
+	return &datastore{
+		tasks: []task.Task{source}, store: store, private: !shared, trouble: func() error { return nil }, policies: source.Policies(),
+	}, nil
 }
 
-func openKubernetes(o options, log *slog.Logger, publish func(*model.Snapshot)) (*datastore, error) {
+func openKubernetes(o options, log *slog.Logger, to published) (*datastore, error) {
 	clients, err := o.clients()
 	if err != nil {
 		return nil, err
@@ -79,15 +92,16 @@ func openKubernetes(o options, log *slog.Logger, publish func(*model.Snapshot)) 
 	if err != nil {
 		return nil, err
 	}
-	keeper := last.NewKeeper(filepath.Join(o.runDir, "snapshot.json"), o.nodeName, log, publish)
+	keeper := last.NewKeeper(filepath.Join(o.runDir, "snapshot.json"), o.nodeName, log, to.snapshot)
+	policy := last.NewPolicyKeeper(filepath.Join(o.runDir, "policy.json"), o.nodeName, log, to.policy)
 	source, err := watchkube.New(watchkube.Config{
-		Clients: clients, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: keeper.Publish,
+		Clients: clients, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: keeper.Publish, Policy: policy.Publish,
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &datastore{
-		tasks: []task.Task{source, keeper}, store: store, clients: clients,
+		tasks: []task.Task{source, keeper, policy}, store: store, clients: clients, policies: source.Policies(), needs: source.Needs,
 		resync: ipamkube.Resync, searchEvery: ipamkube.SearchEvery, linger: ipamkube.Linger,
 		trouble: func() error { return watchTrouble(source.Status()) },
 		workload: func(ctx context.Context, namespace, pod, uid string) (server.Workload, error) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,10 +24,12 @@ import (
 	"github.com/causeway-net/causeway/felix"
 	"github.com/causeway-net/causeway/felix/dataplane"
 	"github.com/causeway-net/causeway/felix/encapguard"
+	"github.com/causeway-net/causeway/felix/enforce"
 	"github.com/causeway-net/causeway/felix/ipset"
 	"github.com/causeway-net/causeway/felix/iptables"
 	"github.com/causeway-net/causeway/felix/link"
 	"github.com/causeway-net/causeway/felix/overlay"
+	"github.com/causeway-net/causeway/felix/policy"
 	"github.com/causeway-net/causeway/felix/route"
 	"github.com/causeway-net/causeway/felix/tunnel"
 	"github.com/causeway-net/causeway/internal/model"
@@ -52,6 +55,7 @@ type agent struct {
 	guard   *encapguard.Guard
 	tunnels *tunnel.Devices
 	overlay *overlay.Overlay
+	policy  *enforce.Enforcer
 	felix   *felix.Dataplane
 	bgp     *gobgp.Reconciler
 	cni     *server.Server
@@ -61,8 +65,11 @@ type agent struct {
 
 	told     chan struct{}    // closed with the first snapshot
 	forced   iptables.Backend // by that snapshot; set before told is closed
-	applying sync.Mutex       // held while everyone is told of a snapshot; guards read
-	read     *model.Snapshot  // as the datastore has it
+	nftables bool             // policy is enforced by nftables; as forced
+	known    []string         // pods' interfaces of an earlier agent
+	marks    policy.Marks
+	applying sync.Mutex      // held while everyone is told of a snapshot; guards read
+	read     *model.Snapshot // as the datastore has it
 
 	mu          sync.Mutex      // guards what follows
 	snap        *model.Snapshot // read, with this node's addresses as they were found
@@ -79,7 +86,7 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	a := &agent{o: o, log: log, started: time.Now(), told: make(chan struct{}), snap: &model.Snapshot{}, run: run}
 	run.log, run.mark = log, a.remark
 	var err error
-	if a.data, err = openDatastore(o, log, a.setSnapshot); err != nil {
+	if a.data, err = openDatastore(o, log, published{a.setSnapshot, a.setPolicy}); err != nil {
 		return nil, err
 	}
 	a.ipam, err = ipam.New(ipam.Config{
@@ -116,7 +123,7 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	}
 	a.links = link.New(link.Config{
 		Log: log, Resync: o.resync, ProcSys: o.procSys, IPv4: v4, IPv6: v6, OnChange: a.setAddresses,
-		Changed: func(mtu int) { a.overlay.SetMTU(mtu) },
+		Changed: func(mtu int) { a.overlay.SetMTU(mtu) }, Interfaces: a.data.policies.SetInterfaces,
 	})
 	if err := a.encapsulation(); err != nil {
 		return nil, err
@@ -125,7 +132,10 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.felix = felix.New(felix.Config{Node: o.nodeName, Routes: a.routes, Rules: rules, Outside: a.setOutside, NAT: a.setNAT}, known)
+	if err := a.enforcement(known); err != nil {
+		return nil, err
+	}
+	a.felix = felix.New(felix.Config{Node: o.nodeName, Routes: a.routes, Rules: rules, Policy: a.policy, Outside: a.setOutside, NAT: a.setNAT}, known)
 
 	restarting, err := a.restarting()
 	if err != nil {
@@ -177,7 +187,7 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 
 // encapsulation makes what stands between a route and its tunnel.
 func (a *agent) encapsulation() (err error) {
-	if a.sets, err = ipset.New(ipset.Config{Log: a.log, Owners: []string{encapguard.Owner}, Resync: a.o.resync}); err != nil {
+	if a.sets, err = ipset.New(ipset.Config{Log: a.log, Owners: []string{encapguard.Owner, policySets}, Resync: a.o.resync}); err != nil {
 		return err
 	}
 	a.guard, err = encapguard.New(encapguard.Config{Log: a.log, Rules4: a.rules[0], Rules6: a.rules[1], Sets: a.sets})
@@ -187,7 +197,7 @@ func (a *agent) encapsulation() (err error) {
 	a.tunnels = tunnel.New(tunnel.Config{Log: a.log, Resync: a.o.resync, ProcSys: a.o.procSys})
 	a.overlay, err = overlay.New(overlay.Config{
 		Log: a.log, Node: a.o.nodeName, Routes: a.routes, Devices: a.tunnels,
-		Addresses: a.ipam.SetTunnels, Guard: a.guard.Set, Guarded: a.guard.Wait,
+		Addresses: a.ipam.SetTunnels, Guard: a.setGuard, Guarded: a.guard.Wait,
 	})
 	return err
 }
@@ -202,6 +212,7 @@ func (a *agent) parts(socket string) []part {
 		answers("tunnels", func() { a.tunnels.Status() }),
 		answers("overlay", func() { a.overlay.Status() }),
 		answers("ipset", func() { a.sets.Status() }),
+		answers("policy", func() { a.policy.Status() }),
 		answers("bgp", func() { a.bgp.Glance() }),
 		answers("ipam", func() { a.ipam.Ready() }),
 		{"cni", func() error { return askCNI(socket) }},
@@ -249,7 +260,7 @@ func (a *agent) stages() [][]task.Task { return [][]task.Task{{a.cni}, a.tasks()
 // tasks are those that the CNI server needs, and all the others.
 func (a *agent) tasks() []task.Task {
 	ts := []task.Task{
-		a.routes, a.links, a.sets, a.guard, a.tunnels, a.overlay, a.bgp, task.Func("ipam", a.ipam.Run), a.pulse, a.run,
+		a.routes, a.links, a.sets, a.guard, a.tunnels, a.overlay, a.policy, a.bgp, task.Func("ipam", a.ipam.Run), a.pulse, a.run,
 		status.NewServer(status.Config{
 			Socket: filepath.Join(a.o.runDir, "agent.sock"), Health: a.o.healthAddress, Metrics: a.o.metricsAddress,
 			Read: a.status, Ready: a.ready, Live: a.pulse.live,
@@ -347,6 +358,7 @@ func (a *agent) apply() {
 	case <-a.told:
 	default:
 		a.forced = a.backendOf(snap)
+		a.usePolicy(snap)
 		close(a.told)
 	}
 }
@@ -529,10 +541,18 @@ func (a *agent) warnings() []string {
 		if b := a.backendOf(snap); b != a.forced {
 			out = append(out, fmt.Sprintf("FelixConfiguration: iptablesBackend asks for %q now: restart the agent to bring that into force; no flow is lost", cmp.Or(string(b), "auto")))
 		}
+		if wanted := snap.Felix.NFTables; wanted != a.nftables {
+			out = append(out, "FelixConfiguration: nftablesMode asks for another backend now: restart the agent to bring that into force; no flow is lost")
+		}
 	default:
 	}
 	if err := a.sets.Status().Err; err != nil {
 		out = append(out, fmt.Sprintf("%s: %v", a.sets, err))
+	}
+	if st := a.policy.Status(); st.Err != nil {
+		out = append(out, fmt.Sprintf("%s: %v", a.policy, st.Err))
+	} else if st.Waiting {
+		out = append(out, fmt.Sprintf("%s: changes wait for what was not read yet: %s", a.policy, cmp.Or(strings.Join(st.Missing, ", "), "pods or services that policies name")))
 	}
 	if err := a.guard.Err(); err != nil {
 		out = append(out, fmt.Sprintf("%s: %v", a.guard, err))

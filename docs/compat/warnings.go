@@ -101,8 +101,6 @@ func Warnings(tables map[string][]Row) ([]byte, error) {
 		{"unused-kinds", v3.GroupName, "v3", unused, "is stored, but Causeway does not act on this kind yet"},
 		{"foreign-kinds", v3.GroupName, "v3", never, "is stored, but Causeway does not read this kind: what it says stands in IPAMBlocks"},
 		{"policies", v3.GroupName, "v3", unenforced, enforced},
-		{"kubernetes-policies", "networking.k8s.io", "v1", []string{"networkpolicies"}, enforced},
-		{"cluster-policies", "policy.networking.k8s.io", "*", []string{"clusternetworkpolicies"}, enforced},
 	} {
 		if len(w.resources) == 0 {
 			continue
