@@ -8,6 +8,7 @@ import (
 
 	"github.com/causeway-net/causeway/internal/status"
 	"github.com/causeway-net/causeway/test/lab"
+	"github.com/causeway-net/causeway/test/topology/policy/probe"
 	"github.com/causeway-net/causeway/test/topology/scenario"
 )
 
@@ -70,7 +71,7 @@ func killedInChange(t *testing.T, f *fabric) {
 	versions := [][]string{
 		{f.sets(), onlyGood("first", 100)},
 		append(manyPolicies(200), f.sets(), bigSet("good", 500), tier("mine", 10),
-			inTier(gnp("mine.first", 10, "ingress: [{action: Deny, source: {selector: role == 'bad'}}, {action: Pass}]"), "mine"), onlyGood("second", 100)),
+			inTier(gnp("mine.First", 10, "ingress: [{action: Deny, source: {selector: role == 'bad'}}, {action: Pass}]"), "mine"), onlyGood("second", 100)),
 	}
 	f.put(t, versions[0]...)
 	l := f.loaded(t)
@@ -95,7 +96,7 @@ func killedInChange(t *testing.T, f *fabric) {
 		f.ready(t)
 		took := f.inForce(t, false, 15*time.Second, time.Now())
 		l.goOn(t)
-		if n := l.forbidden().count; n > 0 {
+		if n := l.forbidden().Count; n > 0 {
 			t.Fatalf("killed %s after a change: %d forbidden packets arrived", after*time.Millisecond, n)
 		}
 		t.Logf("killed %s after a change: in force %s after the agent was ready", after*time.Millisecond, took.Round(time.Millisecond))
@@ -143,29 +144,29 @@ func flushed(t *testing.T, f *fabric) {
 	f.echo(t, f.target)
 	tp := openTap(t, f.target)
 	to := at(hailPort, addrs(f.target)...)
-	bad := []*hail{startHail(t, f.bad1, 500, to...), startHail(t, f.bad2, 500, to...)}
-	good := []*hail{startHail(t, f.good1, 500, to...), startHail(t, f.good2, 500, to...)}
-	forbidden := func() arrivals { return tp.from(addrs(f.bad1, f.bad2)...) }
+	bad := []*probe.Hail{startHail(t, f.bad1, 500, to...), startHail(t, f.bad2, 500, to...)}
+	good := []*probe.Hail{startHail(t, f.good1, 500, to...), startHail(t, f.good2, 500, to...)}
+	forbidden := func() probe.Arrivals { return tp.From(addrs(f.bad1, f.bad2)...) }
 	for _, h := range hands[f.backend.name] {
 		goOn(t, 50, bad...)
-		before := forbidden().count
+		before := forbidden().Count
 		began := time.Now()
 		if _, err := f.n1.Exec(ctx, "sh", "-c", h.command); err != nil {
 			t.Fatalf("%s: %v", h.name, err)
 		}
 		done := time.Since(began)
 		scenario.Eventually(t, healsWithin, h.name+": forbidden packets stop, allowed ones arrive", func() error {
-			was := forbidden().count
+			was := forbidden().Count
 			var allowed []int
 			for _, a := range addrs(f.good1, f.good2) {
-				allowed = append(allowed, tp.from(a).count)
+				allowed = append(allowed, tp.From(a).Count)
 			}
 			goOn(t, 50, append(bad, good...)...)
-			if n := forbidden().count - was; n > 0 {
+			if n := forbidden().Count - was; n > 0 {
 				return fmt.Errorf("%d forbidden packets arrived", n)
 			}
 			for i, a := range addrs(f.good1, f.good2) {
-				if tp.from(a).count == allowed[i] {
+				if tp.From(a).Count == allowed[i] {
 					return fmt.Errorf("none arrived of %s", a)
 				}
 			}
@@ -173,14 +174,14 @@ func flushed(t *testing.T, f *fabric) {
 		})
 		healed := forbidden()
 		goOn(t, 500, bad...)
-		if n := forbidden().count - healed.count; n > 0 {
+		if n := forbidden().Count - healed.Count; n > 0 {
 			t.Errorf("%s: %d forbidden packets arrived after the rules were back", h.name, n)
 		}
 		window := time.Duration(0)
-		if healed.count > before {
-			window = healed.last.Sub(began)
+		if healed.Count > before {
+			window = healed.Last.Sub(began)
 		}
-		t.Logf("%s (took %s): %d forbidden packets arrived, the last %s after it began", h.name, done.Round(time.Millisecond), healed.count-before, window.Round(time.Millisecond))
+		t.Logf("%s (took %s): %d forbidden packets arrived, the last %s after it began", h.name, done.Round(time.Millisecond), healed.Count-before, window.Round(time.Millisecond))
 	}
 	f.put(t)
 }

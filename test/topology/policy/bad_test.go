@@ -14,6 +14,7 @@ import (
 	"github.com/causeway-net/causeway/internal/status"
 	"github.com/causeway-net/causeway/test/lab"
 	"github.com/causeway-net/causeway/test/topology/operator"
+	"github.com/causeway-net/causeway/test/topology/policy/probe"
 	"github.com/causeway-net/causeway/test/topology/scenario"
 )
 
@@ -64,7 +65,7 @@ spec: {podSelector: {}, ingress: [{ports: [{port: 80, endPort: 70, protocol: UDP
 		f.put(t, f.sets(), onlyGood("base", 100), good)
 		f.unreported(t)
 		f.put(t, f.sets(), onlyGood("base", 100))
-		if n := l.forbidden().count; n > 0 {
+		if n := l.forbidden().Count; n > 0 {
 			t.Fatalf("%s: %d forbidden packets arrived", b.what, n)
 		}
 	}
@@ -79,10 +80,10 @@ spec: {podSelector: {}, ingress: [{ports: [{port: 80, endPort: 70, protocol: UDP
 	f.put(t, f.sets(), late, tier("nosuch", 10))
 	f.unreported(t)
 	tp := openTap(t, f.target)
-	hails := []*hail{startHail(t, f.bad2, 500, at(hailPort, addrs(f.target)...)...), startHail(t, f.good2, 500, at(hailPort, addrs(f.target)...)...)}
+	hails := []*probe.Hail{startHail(t, f.bad2, 500, at(hailPort, addrs(f.target)...)...), startHail(t, f.good2, 500, at(hailPort, addrs(f.target)...)...)}
 	goOn(t, 100, hails...)
-	if bad, good := tp.from(addrs(f.bad2)...), tp.from(addrs(f.good2)...); bad.count > 0 || good.count == 0 {
-		t.Errorf("with its tier the policy lets %d forbidden packets in, and %d allowed ones", bad.count, good.count)
+	if bad, good := tp.From(addrs(f.bad2)...), tp.From(addrs(f.good2)...); bad.Count > 0 || good.Count == 0 {
+		t.Errorf("with its tier the policy lets %d forbidden packets in, and %d allowed ones", bad.Count, good.Count)
 	}
 	f.put(t)
 }

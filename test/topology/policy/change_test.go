@@ -10,6 +10,7 @@ import (
 
 	"github.com/causeway-net/causeway/test/lab"
 	"github.com/causeway-net/causeway/test/lab/traffic"
+	"github.com/causeway-net/causeway/test/topology/policy/probe"
 	"github.com/causeway-net/causeway/test/topology/scenario"
 )
 
@@ -18,8 +19,8 @@ import (
 type load struct {
 	f       *fabric
 	allowed []*traffic.Stream
-	hails   []*hail
-	tap     *tap // of the target
+	hails   []*probe.Hail
+	tap     *probe.Tap // of the target
 }
 
 // loaded starts 1,000 packets a second from each good pod to the target and from it to a good pod of
@@ -38,7 +39,7 @@ func (f *fabric) loaded(t *testing.T) *load {
 		}
 	}
 	to := at(hailPort, addrs(f.target)...)
-	l.hails = []*hail{startHail(t, f.bad1, 500, to...), startHail(t, f.bad2, 500, to...), startHail(t, f.n2, 500, to...)}
+	l.hails = []*probe.Hail{startHail(t, f.bad1, 500, to...), startHail(t, f.bad2, 500, to...), startHail(t, f.n2, 500, to...)}
 	l.goOn(t)
 	return l
 }
@@ -59,8 +60,8 @@ func (l *load) goOn(t *testing.T) {
 }
 
 // forbidden are the packets that should not have arrived so far.
-func (l *load) forbidden() arrivals {
-	return l.tap.from(append(addrs(l.f.bad1, l.f.bad2), nodeAddrs(l.f.n2)...)...)
+func (l *load) forbidden() probe.Arrivals {
+	return l.tap.From(append(addrs(l.f.bad1, l.f.bad2), nodeAddrs(l.f.n2)...)...)
 }
 
 // end ends all traffic, and fails the test for an allowed packet that is lost and for a
@@ -77,10 +78,10 @@ func (l *load) end(t *testing.T) {
 	}
 	hailed := int64(0)
 	for _, h := range l.hails {
-		h.close()
-		hailed += h.sent.Load()
+		h.Close()
+		hailed += h.Sent()
 	}
-	n := l.forbidden().count
+	n := l.forbidden().Count
 	if n > 0 {
 		t.Errorf("%d forbidden packets arrived", n)
 	}
@@ -128,7 +129,7 @@ func changedUnderTraffic(t *testing.T, f *fabric) {
 		took := f.put(t, s.documents...)
 		l.goOn(t)
 		t.Logf("%s: in force after %s", s.name, took.Round(time.Millisecond))
-		if n := l.forbidden().count; n > 0 {
+		if n := l.forbidden().Count; n > 0 {
 			t.Fatalf("%s: %d forbidden packets arrived", s.name, n)
 		}
 	}
@@ -140,7 +141,7 @@ func changedUnderTraffic(t *testing.T, f *fabric) {
 	startHail(t, f.bad2, 500, at(hailPort, addrs(f.target)...)...)
 	f.put(t)
 	scenario.Eventually(t, 5*time.Second, "packets arrive that nothing forbids any more", func() error {
-		if tp.from(addrs(f.bad2)...).count == 0 {
+		if tp.From(addrs(f.bad2)...).Count == 0 {
 			return errors.New("none yet")
 		}
 		return nil

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,35 +13,6 @@ import (
 // cutWithin is how long a flow may go on that is forbidden, from the moment on when the policy is
 // in force for new ones.
 const cutWithin = time.Second
-
-// flows are those of one kind of pod.
-type flows []*flow
-
-// between opens flows of both protocols and families.
-func between(t *testing.T, from, to *lab.Pod) (out flows) {
-	t.Helper()
-	for _, network := range []string{"tcp", "udp"} {
-		for _, v6 := range families {
-			out = append(out, startFlow(t, network, from, to, to.Address(v6)))
-		}
-	}
-	return out
-}
-
-func (fs flows) goOn(t *testing.T, within time.Duration) {
-	t.Helper()
-	for _, fl := range fs {
-		fl.goesOn(t, within)
-	}
-}
-
-// lost is how many numbers of the UDP flows were lost so far.
-func (fs flows) lost() (sum int64) {
-	for _, fl := range fs {
-		sum += fl.lost()
-	}
-	return sum
-}
 
 // flowsCut forbids what flows, by a policy of the target and then by one of the other end, and
 // allows it again.
@@ -53,13 +25,13 @@ func flowsCut(t *testing.T, f *fabric) {
 	deny := gnp("deny-bad", 100, "ingress: [{action: Deny, source: {selector: role == 'bad'}}, {action: Allow}]")
 
 	f.cut(t, "a deny", forbidden, others, f.sets(), deny)
-	f.resumed(t, append(forbidden, others...), f.sets())
+	f.resumed(t, slices.Concat(forbidden, others), f.sets())
 	f.cut(t, "a default deny", forbidden, others, f.sets(), onlyGood("first", 100))
 	// An allow of more, and one of all in the place of it, leave the others alone.
 	lost := others.lost()
 	f.put(t, f.sets(), onlyGood("first", 100), gnp("more", 200, "ingress: [{action: Allow, protocol: TCP, destination: {ports: [9]}}]"))
 	others.goOn(t, 5*time.Second)
-	f.resumed(t, append(forbidden, others...), f.sets())
+	f.resumed(t, slices.Concat(forbidden, others), f.sets())
 	if n := others.lost() - lost; n > 0 {
 		t.Errorf("%d packets of allowed flows were lost when more was allowed", n)
 	}
@@ -67,7 +39,7 @@ func flowsCut(t *testing.T, f *fabric) {
 	// By the egress of who began them.
 	egress := fmt.Sprintf("apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: no-egress}\nspec:\n  selector: projectcalico.org/namespace == 'bad'\n  types: [Egress]\n  egress: [{action: Deny, destination: {nets: [%s]}}]\n", quoted(prefixes(f.target)))
 	f.cut(t, "a deny of egress", forbidden, others, f.sets(), egress)
-	f.resumed(t, append(forbidden, others...), f.sets())
+	f.resumed(t, slices.Concat(forbidden, others), f.sets())
 	f.put(t)
 }
 
@@ -88,9 +60,9 @@ func (f *fabric) cut(t *testing.T, what string, forbidden, others flows, documen
 	others.goOn(t, 5*time.Second)
 	var last time.Duration
 	for _, fl := range forbidden {
-		after := fl.heardAt().Sub(inForce)
+		after := fl.HeardLast().Sub(inForce)
 		if last = max(last, after); after > lab.Slow(cutWithin) {
-			t.Errorf("%s: %s goes on %s after it was in force", what, fl.name, after.Round(time.Millisecond))
+			t.Errorf("%s: %s goes on %s after it was in force", what, fl, after.Round(time.Millisecond))
 		}
 	}
 	t.Logf("%s: in force after %s, the last of %d flows that it forbids cut %s later", what, took.Round(time.Millisecond), len(forbidden), last.Round(time.Millisecond))
@@ -104,8 +76,6 @@ func (f *fabric) resumed(t *testing.T, all flows, documents ...string) {
 	t.Helper()
 	f.put(t, documents...)
 	began := time.Now()
-	for _, fl := range all {
-		fl.goesOn(t, 20*time.Second) // TCP tries again after up to twice the time that it was cut
-	}
+	all.goOn(t, 20*time.Second) // TCP tries again after up to twice the time that it was cut
 	t.Logf("all flows go on %s after they were allowed", time.Since(began).Round(time.Millisecond))
 }

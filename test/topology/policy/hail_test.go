@@ -1,86 +1,40 @@
 package policy
 
 import (
-	"net"
+	"errors"
 	"net/netip"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/causeway-net/causeway/test/lab"
 	"github.com/causeway-net/causeway/test/lab/traffic"
+	"github.com/causeway-net/causeway/test/topology/policy/probe"
+	"github.com/causeway-net/causeway/test/topology/scenario"
 )
 
 // hailPort is where hails are sent to unless a scenario says another port.
 const hailPort = 7777
 
-// hail sends datagrams from one place to addresses, in turn, whether anybody is there or not.
-type hail struct {
-	from  traffic.Space
-	sent  atomic.Int64 // that the kernel took
-	stop  sync.Once
-	end   chan struct{}
-	ended chan struct{}
-	conns []*net.UDPConn // of IPv4 and IPv6
-}
-
-// startHail sends pps datagrams a second to each of the targets, or what a slow computer
-// carries, until the test ends, or close. All come from one source port.
-func startHail(t *testing.T, from traffic.Space, pps int, targets ...netip.AddrPort) *hail {
+// openTap counts what arrives at a place until the test ends.
+func openTap(t *testing.T, at traffic.Space) *probe.Tap {
 	t.Helper()
-	h := &hail{from: from, end: make(chan struct{}), ended: make(chan struct{})}
-	err := from.Do(func() error {
-		for _, network := range []string{"udp4", "udp6"} {
-			c, err := net.ListenUDP(network, nil)
-			if err != nil {
-				return err
-			}
-			h.conns = append(h.conns, c)
-		}
-		return nil
-	})
+	tp, err := probe.OpenTap(at)
 	if err != nil {
-		t.Fatalf("hail from %s: %v", from, err)
+		t.Fatal(err)
 	}
-	go h.run(time.Second/time.Duration(lab.SlowRate(pps)), targets)
-	t.Cleanup(h.close)
+	t.Cleanup(tp.Close)
+	return tp
+}
+
+// startHail sends datagrams until the test ends.
+func startHail(t *testing.T, from traffic.Space, pps int, targets ...netip.AddrPort) *probe.Hail {
+	t.Helper()
+	h, err := probe.StartHail(from, pps, targets...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(h.Close)
 	return h
-}
-
-// run keeps the pace by the clock, as traffic.Stream does: after a stall it catches up.
-func (h *hail) run(interval time.Duration, targets []netip.AddrPort) {
-	defer close(h.ended)
-	start := time.Now()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for round := 0; ; {
-		for due := int(time.Since(start)/interval) + 1; round < due; round++ {
-			for _, to := range targets {
-				c := h.conns[0]
-				if to.Addr().Is6() {
-					c = h.conns[1]
-				}
-				if _, err := c.WriteToUDPAddrPort([]byte("hail"), to); err == nil {
-					h.sent.Add(1)
-				}
-			}
-		}
-		timer.Reset(time.Until(start.Add(time.Duration(round) * interval)))
-		select {
-		case <-h.end:
-			return
-		case <-timer.C:
-		}
-	}
-}
-
-func (h *hail) close() {
-	h.stop.Do(func() { close(h.end) })
-	<-h.ended
-	for _, c := range h.conns {
-		c.Close()
-	}
 }
 
 // at gives each address a port.
@@ -90,4 +44,61 @@ func at(port uint16, addrs ...netip.Addr) []netip.AddrPort {
 		out = append(out, netip.AddrPortFrom(a, port))
 	}
 	return out
+}
+
+// goOn waits until each hail has sent n more datagrams.
+func goOn(t *testing.T, n int, hails ...*probe.Hail) {
+	t.Helper()
+	var until []int64
+	for _, h := range hails {
+		until = append(until, h.Sent()+int64(lab.SlowRate(n)))
+	}
+	for i, h := range hails {
+		scenario.Eventually(t, time.Minute, "the hail from "+h.String()+" goes on", func() error {
+			if h.Sent() < until[i] {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+	}
+}
+
+// flows are connections of one kind of pod.
+type flows []*probe.Flow
+
+// between opens flows of both protocols and families, which last until the test ends.
+func between(t *testing.T, from, to *lab.Pod) (out flows) {
+	t.Helper()
+	for _, network := range []string{"tcp", "udp"} {
+		for _, v6 := range families {
+			fl, err := probe.OpenFlow(probe.FlowConfig{Network: network, From: from, To: to, Listen: netip.AddrPortFrom(to.Address(v6), 0)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(fl.Close)
+			out = append(out, fl)
+		}
+	}
+	out.goOn(t, 5*time.Second)
+	return out
+}
+
+// goOn waits until both ends of each flow have heard 20 numbers more.
+func (fs flows) goOn(t *testing.T, within time.Duration) {
+	t.Helper()
+	var since [][2]int64
+	for _, fl := range fs {
+		since = append(since, fl.Heard())
+	}
+	for i, fl := range fs {
+		scenario.Eventually(t, within, fl.String()+" goes on", func() error { return fl.GoesOn(since[i], 20) })
+	}
+}
+
+// lost is how many numbers of the UDP flows were lost so far.
+func (fs flows) lost() (sum int64) {
+	for _, fl := range fs {
+		sum += fl.Lost()
+	}
+	return sum
 }

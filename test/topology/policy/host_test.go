@@ -63,7 +63,7 @@ func podsAndHost(t *testing.T, f *fabric) {
 		}
 		probes(what + ", everything denied")
 	}
-	if seen := tp.from(addrs(f.target)...); seen.count == 0 {
+	if seen := tp.From(addrs(f.target)...); seen.Count == 0 {
 		t.Error("nothing came out of the pod: the test tests nothing")
 	}
 

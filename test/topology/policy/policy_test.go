@@ -4,7 +4,6 @@
 package policy
 
 import (
-	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -18,6 +17,7 @@ import (
 	"github.com/causeway-net/causeway/internal/status"
 	"github.com/causeway-net/causeway/test/lab"
 	"github.com/causeway-net/causeway/test/topology/operator"
+	"github.com/causeway-net/causeway/test/topology/policy/probe"
 	"github.com/causeway-net/causeway/test/topology/scenario"
 )
 
@@ -49,7 +49,7 @@ type fabric struct {
 	target, good1, good2, bad1, bad2 *lab.Pod
 	// marker, on n1, tells when the policies that were written are in force; see put.
 	marker    *lab.Pod
-	markerTap *tap
+	markerTap *probe.Tap
 	version   version
 }
 
@@ -210,15 +210,15 @@ func (f *fabric) inForce(t *testing.T, gone bool, within time.Duration, began ti
 	to := addrs(f.marker)
 	port := writtenPort + f.version.written
 	h := startHail(t, f.good1, 300, at(port, to...)...)
-	defer h.close()
+	defer h.Close()
 	var took time.Duration
 	for _, a := range to {
 		scenario.Eventually(t, within, "the policies are in force", func() error {
-			now := f.markerTap.of(func(k kind) bool { return k.dst == a && k.port == port })
-			if now.count == 0 {
+			now := f.markerTap.Of(func(k probe.Kind) bool { return k.Dst == a && k.Port == port })
+			if now.Count == 0 {
 				return fmt.Errorf("nothing has come to port %d of %s", port, a)
 			}
-			took = max(took, now.first.Sub(began))
+			took = max(took, now.First.Sub(began))
 			return nil
 		})
 	}
@@ -227,17 +227,17 @@ func (f *fabric) inForce(t *testing.T, gone bool, within time.Duration, began ti
 	}
 	port = removedPort + f.version.removed - 1
 	old := startHail(t, f.good1, 1000, at(port, to...)...)
-	defer old.close()
-	arrived := func() arrivals { return f.markerTap.of(func(k kind) bool { return k.port == port }) }
+	defer old.Close()
+	arrived := func() probe.Arrivals { return f.markerTap.Of(func(k probe.Kind) bool { return k.Port == port }) }
 	scenario.Eventually(t, within, "what is not in the file any more is not in force", func() error {
-		before := arrived().count
+		before := arrived().Count
 		goOn(t, 30, old)
-		if n := arrived().count - before; n > 0 {
+		if n := arrived().Count - before; n > 0 {
 			return fmt.Errorf("%d packets have come to port %d", n, port)
 		}
 		return nil
 	})
-	if last := arrived().last; !last.IsZero() {
+	if last := arrived().Last; !last.IsZero() {
 		took = max(took, last.Sub(began))
 	}
 	return took
@@ -282,18 +282,4 @@ spec:
 func (f *fabric) await(t *testing.T, what string, done func(status.Status) error) {
 	t.Helper()
 	operator.Await(t, 10*time.Second, f.n1, what, done)
-}
-
-// goOn waits until a hail has sent n more datagrams.
-func goOn(t *testing.T, n int64, hails ...*hail) {
-	t.Helper()
-	for _, h := range hails {
-		until := h.sent.Load() + int64(lab.SlowRate(int(n)))
-		scenario.Eventually(t, time.Minute, "the hail from "+h.from.String()+" goes on", func() error {
-			if h.sent.Load() < until {
-				return errors.New("not yet")
-			}
-			return nil
-		})
-	}
 }

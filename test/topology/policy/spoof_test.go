@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/causeway-net/causeway/test/lab"
+	"github.com/causeway-net/causeway/test/topology/policy/probe"
 	"github.com/causeway-net/causeway/test/topology/scenario"
 )
 
@@ -156,8 +157,8 @@ func spoofed(t *testing.T, f *fabric) {
 	f.put(t, f.sets(), onlyGood("first", 100))
 	tp, own, remote := openTap(t, f.target), openTap(t, f.bad1), openTap(t, f.good2)
 	liar, honest := openWire(t, f.bad1), openWire(t, f.good1)
-	heard := func(tp *tap, port uint16) int {
-		return tp.of(func(k kind) bool { return k.port == port }).count
+	heard := func(tp *probe.Tap, port uint16) int {
+		return tp.Of(func(k probe.Kind) bool { return k.Port == port }).Count
 	}
 	for _, v6 := range families {
 		outside := netip.MustParseAddr("203.0.113.7")
@@ -183,7 +184,7 @@ func spoofed(t *testing.T, f *fabric) {
 			}
 		}
 		// What is sent later arrives: the same, from the pod's own address.
-		for _, tp := range []*tap{tp, remote} {
+		for _, tp := range []*probe.Tap{tp, remote} {
 			before := heard(tp, ownPort)
 			scenario.Eventually(t, 5*time.Second, "a pod's own packets arrive", func() error {
 				honest.datagram(t, f.good1.Address(v6), netip.AddrPortFrom(target, ownPort))
@@ -194,13 +195,13 @@ func spoofed(t *testing.T, f *fabric) {
 				return nil
 			})
 		}
-		for name, tp := range map[string]*tap{"the target": tp, "a pod of another node": remote} {
+		for name, tp := range map[string]*probe.Tap{"the target": tp, "a pod of another node": remote} {
 			if n := heard(tp, spoofPort); n > 0 {
 				t.Errorf("%d packets with another's address arrived at %s", n, name)
 			}
 		}
 		// Nobody's packets go to the liar.
-		if n := own.of(func(k kind) bool { return k.dst == target }).count; n > 0 {
+		if n := own.Of(func(k probe.Kind) bool { return k.Dst == target }).Count; n > 0 {
 			t.Errorf("%d packets to %s went to %s", n, target, f.bad1)
 		}
 	}

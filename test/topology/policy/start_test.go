@@ -11,6 +11,7 @@ import (
 
 	"github.com/causeway-net/causeway/test/lab"
 	"github.com/causeway-net/causeway/test/topology/operator"
+	"github.com/causeway-net/causeway/test/topology/policy/probe"
 	"github.com/causeway-net/causeway/test/topology/scenario"
 )
 
@@ -26,8 +27,8 @@ spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 // fire is what is sent at an address, by whom, and what hears the answer.
 type fire struct {
 	at    []netip.Addr
-	hails []*hail
-	taps  []*tap       // of those who send
+	hails []*probe.Hail
+	taps  []*probe.Tap // of those who send
 	from  []netip.Addr // their addresses
 }
 
@@ -46,10 +47,10 @@ func startedUnderFire(t *testing.T, f *fabric) {
 	first := f.add(t, f.n1, "fire", lab.PodOptions{Namespace: "closed"})
 	fr := &fire{at: addrs(first), from: slices.Concat(addrs(f.bad1, f.bad2), nodeAddrs(f.n2))}
 	f.remove(t, first)
-	fr.hails = []*hail{
+	fr.hails = []*probe.Hail{
 		startHail(t, f.bad2, 1000, at(hailPort, fr.at...)...), startHail(t, f.n2, 1000, at(hailPort, fr.at...)...), startHail(t, f.bad1, 1000, at(hailPort, fr.at...)...),
 	}
-	fr.taps = []*tap{openTap(t, f.bad2), openTap(t, f.n2), openTap(t, f.bad1)}
+	fr.taps = []*probe.Tap{openTap(t, f.bad2), openTap(t, f.n2), openTap(t, f.bad1)}
 
 	const openEvery = 5
 	var adds []time.Duration
@@ -65,10 +66,10 @@ func startedUnderFire(t *testing.T, f *fabric) {
 	}
 	out := 0
 	for i, tp := range fr.taps {
-		leaked := tp.of(func(k kind) bool { return slices.Contains(fr.at, k.src) && k.port == closedPort })
-		out += leaked.count
-		if heard := tp.of(func(k kind) bool { return slices.Contains(fr.at, k.src) && k.port == openPort }); heard.count == 0 {
-			t.Errorf("%s heard nothing of pods that may send: the test hears nothing", fr.hails[i].from)
+		leaked := tp.Of(func(k probe.Kind) bool { return slices.Contains(fr.at, k.Src) && k.Port == closedPort })
+		out += leaked.Count
+		if heard := tp.Of(func(k probe.Kind) bool { return slices.Contains(fr.at, k.Src) && k.Port == openPort }); heard.Count == 0 {
+			t.Errorf("%s heard nothing of pods that may send: the test hears nothing", fr.hails[i])
 		}
 	}
 	slices.Sort(adds)
@@ -83,7 +84,7 @@ func startedUnderFire(t *testing.T, f *fabric) {
 
 func (fr *fire) sent() (sum int64) {
 	for _, h := range fr.hails {
-		sum += h.sent.Load()
+		sum += h.Sent()
 	}
 	return sum
 }
@@ -108,13 +109,13 @@ func (f *fabric) startClosed(t *testing.T, fr *fire) (took time.Duration, forbid
 		}
 	}
 	goOn(t, 10, out)
-	out.close()
+	out.Close()
 	f.remove(t, p)
-	tp.close()
-	if seen := tp.of(func(k kind) bool { return slices.Contains(fr.at, k.dst) && !slices.Contains(fr.from, k.src) }); seen.count < len(fr.at) {
-		t.Errorf("the tap saw %d packets of the host", seen.count)
+	tp.Close()
+	if seen := tp.Of(func(k probe.Kind) bool { return slices.Contains(fr.at, k.Dst) && !slices.Contains(fr.from, k.Src) }); seen.Count < len(fr.at) {
+		t.Errorf("the tap saw %d packets of the host", seen.Count)
 	}
-	return took, tp.from(fr.from...).count
+	return took, tp.From(fr.from...).Count
 }
 
 // startOpen returns how many packets arrived at a pod that nothing is closed to. It answers
@@ -130,7 +131,7 @@ func (f *fabric) startOpen(t *testing.T, fr *fire) (arrived int) {
 	f.hasAddresses(t, fr, p)
 	for _, from := range fr.from {
 		scenario.Eventually(t, 10*time.Second, "packets of "+from.String()+" arrive at a pod without policy", func() error {
-			if tp.from(from).count == 0 {
+			if tp.From(from).Count == 0 {
 				return errors.New("none yet")
 			}
 			return nil
@@ -138,15 +139,15 @@ func (f *fabric) startOpen(t *testing.T, fr *fire) (arrived int) {
 	}
 	t.Logf("a pod without policy heard all after %s", time.Since(began).Round(time.Millisecond))
 	goOn(t, 10, out)
-	out.close()
+	out.Close()
 	f.remove(t, p)
-	tp.close()
-	return tp.from(fr.from...).count
+	tp.Close()
+	return tp.From(fr.from...).Count
 }
 
 // sandbox makes a pod that is not attached yet, with a tap in it, and which begins to send as
 // soon as it can.
-func (f *fabric) sandbox(t *testing.T, fr *fire, namespace string, port uint16) (*lab.Pod, *tap, *hail) {
+func (f *fabric) sandbox(t *testing.T, fr *fire, namespace string, port uint16) (*lab.Pod, *probe.Tap, *probe.Hail) {
 	t.Helper()
 	p, err := f.n1.NewSandbox(scenario.Context(t, time.Minute), "fire", lab.PodOptions{Namespace: namespace, IPs: fr.at})
 	if err != nil {

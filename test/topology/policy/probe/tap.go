@@ -1,11 +1,16 @@
-package policy
+// Package probe tells what a packet filter lets through: packets as they arrive at a place
+// before any rule of its own (Tap), packets sent at an address whether anybody is there or not
+// (Hail), and connections over which both ends speak (Flow). Sockets are opened inside the
+// places; packets are made and counted in this process.
+package probe
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
-	"testing"
 	"time"
 	"unsafe"
 
@@ -14,33 +19,32 @@ import (
 	"github.com/causeway-net/causeway/test/lab/traffic"
 )
 
-// kind is what a packet is: who sent it, to whom, and what for.
-type kind struct {
-	src, dst netip.Addr
-	proto    uint8
-	port     uint16 // the destination's, of TCP and UDP
+// Kind is what a packet is: who sent it, to whom, and what for.
+type Kind struct {
+	Src, Dst netip.Addr
+	Proto    uint8
+	Port     uint16 // the destination's, of TCP and UDP
 }
 
-// arrivals are the packets of one kind.
-type arrivals struct {
-	count       int
-	first, last time.Time // by the kernel's time stamps
+// Arrivals are the packets of one kind, or of several.
+type Arrivals struct {
+	Count       int
+	First, Last time.Time // by the kernel's time stamps
 }
 
-// tap is a packet socket on all links of a place, those that are made later, too. It counts what
+// Tap is a packet socket on all links of a place, those that are made later, too. It counts what
 // comes in before any rule of the place itself could stop it.
-type tap struct {
+type Tap struct {
 	file *os.File
 	done chan struct{}
 
 	mu   sync.Mutex
-	seen map[kind]arrivals
+	seen map[Kind]Arrivals
 }
 
-// openTap counts what arrives at a place until the test ends, or close.
-func openTap(t *testing.T, at traffic.Space) *tap {
-	t.Helper()
-	tp := &tap{done: make(chan struct{}), seen: map[kind]arrivals{}}
+// OpenTap counts what arrives at a place from now on, until Close.
+func OpenTap(at traffic.Space) (*Tap, error) {
+	tp := &Tap{done: make(chan struct{}), seen: map[Kind]Arrivals{}}
 	err := at.Do(func() error {
 		all := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL))
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(all))
@@ -57,19 +61,19 @@ func openTap(t *testing.T, at traffic.Space) *tap {
 		if tp.file != nil {
 			tp.file.Close()
 		}
-		t.Fatalf("packet socket in %s: %v", at, err)
+		return nil, fmt.Errorf("packet socket in %s: %w", at, err)
 	}
 	go tp.read()
-	t.Cleanup(tp.close)
-	return tp
+	return tp, nil
 }
 
-func (tp *tap) close() {
+// Close ends the counting. What was counted stays. It may be called again.
+func (tp *Tap) Close() {
 	tp.file.Close()
 	<-tp.done
 }
 
-func (tp *tap) read() {
+func (tp *Tap) read() {
 	defer close(tp.done)
 	raw, err := tp.file.SyscallConn()
 	if err != nil {
@@ -110,65 +114,58 @@ func stamp(oob []byte) time.Time {
 }
 
 // kindOf reads an IP packet; ok is false for what is none.
-func kindOf(b []byte) (k kind, ok bool) {
+func kindOf(b []byte) (k Kind, ok bool) {
 	var payload []byte
 	switch {
 	case len(b) >= 20 && b[0]>>4 == 4:
-		k.src, _ = netip.AddrFromSlice(b[12:16])
-		k.dst, _ = netip.AddrFromSlice(b[16:20])
-		k.proto, payload = b[9], b[min(len(b), int(b[0]&15)*4):]
+		k.Src, _ = netip.AddrFromSlice(b[12:16])
+		k.Dst, _ = netip.AddrFromSlice(b[16:20])
+		k.Proto, payload = b[9], b[min(len(b), int(b[0]&15)*4):]
 	case len(b) >= 40 && b[0]>>4 == 6:
-		k.src, _ = netip.AddrFromSlice(b[8:24])
-		k.dst, _ = netip.AddrFromSlice(b[24:40])
-		k.proto, payload = b[6], b[40:]
+		k.Src, _ = netip.AddrFromSlice(b[8:24])
+		k.Dst, _ = netip.AddrFromSlice(b[24:40])
+		k.Proto, payload = b[6], b[40:]
 	default:
 		return k, false
 	}
-	if (k.proto == unix.IPPROTO_TCP || k.proto == unix.IPPROTO_UDP) && len(payload) >= 4 {
-		k.port = binary.BigEndian.Uint16(payload[2:])
+	if (k.Proto == unix.IPPROTO_TCP || k.Proto == unix.IPPROTO_UDP) && len(payload) >= 4 {
+		k.Port = binary.BigEndian.Uint16(payload[2:])
 	}
 	return k, true
 }
 
-func (tp *tap) count(k kind, at time.Time) {
+func (tp *Tap) count(k Kind, at time.Time) {
 	tp.mu.Lock()
 	defer tp.mu.Unlock()
 	a := tp.seen[k]
-	if a.count == 0 {
-		a.first = at
+	if a.Count == 0 {
+		a.First = at
 	}
-	a.count++
-	a.last = at
+	a.Count++
+	a.Last = at
 	tp.seen[k] = a
 }
 
-// of sums up the packets of the kinds that are asked for.
-func (tp *tap) of(asked func(kind) bool) (sum arrivals) {
+// Of sums up the packets of the kinds that are asked for.
+func (tp *Tap) Of(asked func(Kind) bool) (sum Arrivals) {
 	tp.mu.Lock()
 	defer tp.mu.Unlock()
 	for k, a := range tp.seen {
 		if !asked(k) {
 			continue
 		}
-		if sum.count == 0 || a.first.Before(sum.first) {
-			sum.first = a.first
+		if sum.Count == 0 || a.First.Before(sum.First) {
+			sum.First = a.First
 		}
-		if a.last.After(sum.last) {
-			sum.last = a.last
+		if a.Last.After(sum.Last) {
+			sum.Last = a.Last
 		}
-		sum.count += a.count
+		sum.Count += a.Count
 	}
 	return sum
 }
 
-// from sums up what came from addresses.
-func (tp *tap) from(addrs ...netip.Addr) arrivals {
-	return tp.of(func(k kind) bool {
-		for _, a := range addrs {
-			if k.src == a {
-				return true
-			}
-		}
-		return false
-	})
+// From sums up what came from addresses.
+func (tp *Tap) From(addrs ...netip.Addr) Arrivals {
+	return tp.Of(func(k Kind) bool { return slices.Contains(addrs, k.Src) })
 }
