@@ -1,6 +1,6 @@
 // Command bench measures Causeway against what does the same work: CNI ADD against ptp
 // with host-local, route intake against BIRD 2, throughput between pods against what ip(8)
-// alone makes, and memory against the goals of the project. Both sides of a comparison run in turn in network namespaces of labs that it
+// alone makes, policy with 1,000 policies and 10,000 pods against none, and memory against the goals of the project. Both sides of a comparison run in turn in network namespaces of labs that it
 // builds and takes down, so that what else the machine does meets both alike; a ratio is
 // the median over such pairs.
 //
@@ -27,16 +27,17 @@ import (
 
 // size is how much is measured.
 type size struct {
-	pairs  int           // of each comparison
-	pods   int           // attached one after the other, per side and pair
-	burst  int           // attached at once, per side and pair
-	starts int           // of each program, over all pairs
-	rest   time.Duration // before memory is read
+	pairs   int           // of each comparison
+	pods    int           // attached one after the other, per side and pair
+	burst   int           // attached at once, per side and pair
+	starts  int           // of each program, over all pairs
+	rest    time.Duration // before memory is read
+	changes int           // of each kind and size of cluster, forth and back
 }
 
 var sizes = map[string]size{
-	"full":  {pairs: 10, pods: 50, burst: 50, starts: 200, rest: time.Minute},
-	"short": {pairs: 5, pods: 20, burst: 50, starts: 50, rest: 10 * time.Second},
+	"full":  {pairs: 10, pods: 50, burst: 50, starts: 200, rest: time.Minute, changes: 150},
+	"short": {pairs: 5, pods: 20, burst: 50, starts: 50, rest: 10 * time.Second, changes: 30},
 }
 
 // bench is one run.
@@ -44,6 +45,7 @@ type bench struct {
 	size      size
 	stateRoot string
 	binDir    string
+	backends  []string // of policy
 	began     time.Time
 	report    Report
 }
@@ -52,9 +54,12 @@ func main() {
 	lab.Reexec()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	var err error
-	if len(os.Args) == 2 && os.Args[1] == workerCommand {
+	switch {
+	case len(os.Args) == 2 && os.Args[1] == workerCommand:
 		err = runWorker(ctx, os.Stdin, os.Stdout)
-	} else {
+	case len(os.Args) == 3 && os.Args[1] == apiCommand:
+		err = runAPI(os.Args[2], os.Stdin, os.Stdout)
+	default:
 		err = run(ctx, os.Args[1:])
 	}
 	stop()
@@ -72,11 +77,21 @@ func run(ctx context.Context, args []string) error {
 	command := fs.String("command", "", "the command line to show in the results; default: this one")
 	state := fs.String("state", "/var/tmp/cwb", "folder for the labs' state; must be on a disk, and short")
 	bin := fs.String("bin", "bin", "folder with causeway and the CNI plugins")
-	only := fs.String("only", "", "parts to measure: attach, intake, memory, encap; default: all, and only then are documents written")
+	only := fs.String("only", "", "parts to measure: attach, intake, memory, encap, policy; default: all, and only then are documents written")
+	backendNames := make([]string, len(backends))
+	for i, k := range backends {
+		backendNames[i] = k.name
+	}
+	chosenBackends := fs.String("backends", strings.Join(backendNames, ","), "backends of policy to measure")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	b := &bench{stateRoot: *state, began: time.Now()}
+	b := &bench{stateRoot: *state, backends: strings.Split(*chosenBackends, ","), began: time.Now()}
+	for _, name := range b.backends {
+		if !slices.Contains(backendNames, name) {
+			return fmt.Errorf("--backends %q: want some of %s", *chosenBackends, strings.Join(backendNames, ", "))
+		}
+	}
 	var ok bool
 	if b.size, ok = sizes[*mode]; !ok || fs.NArg() > 0 {
 		return fmt.Errorf("--size %q %v: want full or short, and nothing more", *mode, fs.Args())
@@ -84,11 +99,11 @@ func run(ctx context.Context, args []string) error {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"attach", b.attachBench}, {"intake", b.intakeBench}, {"memory", b.memoryBench}, {"encap", b.encapBench}}
+	}{{"attach", b.attachBench}, {"intake", b.intakeBench}, {"memory", b.memoryBench}, {"encap", b.encapBench}, {"policy", b.policyBench}}
 	chosen := strings.Split(*only, ",")
 	for _, name := range chosen {
-		if name != "" && name != "attach" && name != "intake" && name != "memory" && name != "encap" {
-			return fmt.Errorf("--only %q: want some of attach, intake, memory, encap", *only)
+		if name != "" && name != "attach" && name != "intake" && name != "memory" && name != "encap" && name != "policy" {
+			return fmt.Errorf("--only %q: want some of attach, intake, memory, encap, policy", *only)
 		}
 	}
 	if os.Getuid() != 0 {

@@ -17,9 +17,10 @@ type Report struct {
 	Took    string  `json:"took"`
 	Machine Machine `json:"machine"`
 
-	Comparisons []Comparison `json:"comparisons"`
-	Breakdowns  []Breakdown  `json:"breakdowns"`
-	Figures     []Figure     `json:"figures"`
+	Comparisons   []Comparison   `json:"comparisons"`
+	PolicyChanges []PolicyChange `json:"policyChanges,omitempty"`
+	Breakdowns    []Breakdown    `json:"breakdowns"`
+	Figures       []Figure       `json:"figures"`
 }
 
 // Breakdown says where the time of a CNI ADD goes, in medians, ms.
@@ -63,6 +64,9 @@ func (r *Report) Markdown() string {
 				number(c.MedianPeer), c.Unit, number(c.Ratio), number(c.RatioLow), number(c.RatioHigh), c.verdict())
 		}
 		b.WriteByte('\n')
+	}
+	if len(r.PolicyChanges) > 0 {
+		b.WriteString(changesTable(r.PolicyChanges))
 	}
 	if len(r.Breakdowns) > 0 {
 		b.WriteString("Where the time of one ADD goes (medians, ms):\n\n| step |")
