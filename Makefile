@@ -74,10 +74,11 @@ bench-cluster: kubernetes image plugins
 bench-watchers: kubernetes
 	$(GO) run ./test/bench/watchers
 
-## conformance: upstream's network specs against Causeway on the cluster, for docs/conformance.md
+## conformance: upstream's specs of networking and policy against Causeway on the cluster, for docs/conformance.md (an hour);
+## ARGS='-suites netpol -policy iptables -short' for a part, ARGS=-help for more
 conformance: kubernetes image
 	$(GO) run ./test/cluster/cmd/kubernetes conformance
-	$(GO) run ./test/cluster/cmd/conformance
+	$(GO) run ./test/cluster/cmd/conformance $(ARGS)
 
 ## test-vm: what needs a kernel with everything (ipip, legacy iptables), under Debian's, in a virtual machine; ARGS='-only TEXT' for a part
 test-vm: deps build plugins

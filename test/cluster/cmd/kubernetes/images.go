@@ -23,19 +23,22 @@ var itself []byte
 // program in them. Names and tags are what upstream's tests of that version ask for.
 func (b *builder) images(conformance bool) error {
 	type recipe struct {
-		name, module string
-		make         func(to string) error
+		name    string
+		make    func(to string) error
+		modules []string // whose programs or sources are in it
 	}
-	recipes := []recipe{{"pause", "e2e", b.pause}, {"busybox", "", b.busyboxImage}, {"agnhost", "e2e", b.agnhost}}
+	recipes := []recipe{{"pause", b.pause, []string{"e2e"}}, {"busybox", b.busyboxImage, nil}, {"agnhost", b.agnhost, []string{"e2e", "sctp"}}}
 	if conformance {
-		recipes = append(recipes, recipe{"coredns", "coredns", b.coredns}, recipe{"glibc-dns-testing", "e2e", b.dnsTesting})
+		recipes = append(recipes, recipe{"coredns", b.coredns, []string{"coredns"}}, recipe{"glibc-dns-testing", b.dnsTesting, []string{"e2e"}})
 	}
 	for _, r := range recipes {
 		tar := filepath.Join(cluster.Images(), r.name+".tar")
 		h := sha256.New()
 		h.Write(itself)
-		if m := b.checked[r.module]; m != nil {
-			h.Write([]byte(m.sum))
+		for _, module := range r.modules {
+			if m := b.checked[module]; m != nil {
+				h.Write([]byte(m.sum))
+			}
 		}
 		sum := fmt.Sprintf("%x", h.Sum(nil))
 		if was, err := os.ReadFile(tar + ".sum"); err == nil && string(was) == sum && exists(tar) {
@@ -124,7 +127,7 @@ func (b *builder) upstream(key, name string) (string, error) {
 	return "registry.k8s.io/e2e-test-images/" + name + ":" + string(tag[1]), nil
 }
 
-// agnhost is busybox, the program, and real tools in busybox's place: its own wget and
+// agnhost is busybox, the program with SCTP of its own, and real tools in busybox's place: its own wget and
 // nslookup cannot resolve names when linked statically. bash is the shell, since
 // busybox's would run its own tools first.
 func (b *builder) agnhost(to string) error {
@@ -147,7 +150,9 @@ func (b *builder) agnhost(to string) error {
 		}
 	}
 	m.Symlink("/bin/sh", "bash")
-	m.Copy("/agnhost", filepath.Join(b.bin, "agnhost"), 0o755)
+	// Upstream's program speaks SCTP through the kernel; ours, without its help.
+	m.Copy("/agnhost-upstream", filepath.Join(b.bin, "agnhost"), 0o755)
+	m.Copy("/agnhost", filepath.Join(b.bin, "agnhost-sctp"), 0o755)
 	m.Symlink("/agnhost-2", "agnhost")
 	m.Dir("/uploads", 0o755)
 	for _, file := range []string{"localhost.crt", "localhost.key"} {

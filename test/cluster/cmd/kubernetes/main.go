@@ -40,13 +40,15 @@ var programs = func() []program {
 		out = append(out, program{module: "containerd", name: name, pkg: "github.com/containerd/containerd/v2/cmd/" + name, tags: "no_btrfs,no_zfs,no_devmapper"})
 	}
 	return append(out,
-		program{module: "e2e", name: "agnhost", pkg: "k8s.io/kubernetes/test/images/agnhost"})
+		program{module: "e2e", name: "agnhost", pkg: "k8s.io/kubernetes/test/images/agnhost"},
+		program{module: "sctp", name: "agnhost-sctp", pkg: "."})
 }()
 
 // conformancePrograms are built when asked for with the argument "conformance".
 var conformancePrograms = []program{
 	{module: "coredns", name: "coredns", pkg: "."},
 	{module: "e2e", name: "e2e.test", pkg: ".", test: true},
+	{module: "policyapi", name: "policyapi.test", pkg: ".", test: true},
 }
 
 func main() {
