@@ -5,6 +5,12 @@ import (
 	"time"
 )
 
+// The key stands in the Secret SecretName, in the namespace of the agents, under SecretKey.
+const (
+	SecretName = "causeway-announce"
+	SecretKey  = "key"
+)
+
 const (
 	// MinKey is the least length of a key, in bytes.
 	MinKey = 32

@@ -46,6 +46,10 @@ type Config struct {
 	// Policy, if not nil, is called with each change of what concerns policy, one after the
 	// other, from a goroutine of Run. Without it nothing of the kind is watched.
 	Policy func(*watch.PolicyUpdate)
+	// AnnounceKey, if not nil, is called with the key of the Secret announce.SecretName in
+	// SecretNamespace when it is read and whenever it changes. It must not wait, nor call back.
+	// Without it that Secret is not watched.
+	AnnounceKey func([]byte)
 }
 
 // Source watches the Kubernetes API.
@@ -104,6 +108,9 @@ func New(cfg Config) (*Source, error) {
 	}
 	s.publisher = &watch.Publisher{Options: s.opt, Log: s.log, Publish: cfg.Publish}
 	s.addFeeds()
+	if cfg.AnnounceKey != nil {
+		s.addAnnounceKey(cfg.AnnounceKey)
+	}
 	if cfg.Policy != nil {
 		s.addPolicy(cfg.Policy)
 	}
