@@ -1,8 +1,8 @@
 // Package controller owns what is cluster-wide: addresses and blocks that nodes which are
 // gone left behind, the default pools and tiers of a new cluster, the conditions of pools,
-// and the addresses of Services of type LoadBalancer. One replica at a time works, under a
-// Lease; blocks change by compare-and-swap alone, as everywhere, so that even two at once
-// would do no harm.
+// the addresses of Services of type LoadBalancer, and the key that agents share. One replica
+// at a time works, under a Lease; blocks change by compare-and-swap alone, as everywhere, so
+// that even two at once would do no harm.
 //
 // # Rights
 //
@@ -11,6 +11,8 @@
 //	in the controller's own namespace (Role):
 //	  coordination.k8s.io  leases                             create
 //	  coordination.k8s.io  leases causeway-controller         get, update
+//	  core                 secrets                            create
+//	  core                 secrets causeway-announce          get
 //	in kube-system (Role):
 //	  core                 configmaps kubeadm-config, kube-proxy   get
 //	in the cluster (ClusterRole):

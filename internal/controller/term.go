@@ -43,6 +43,7 @@ type term struct {
 	reporter *poolReporter
 	assigner *assigner
 	founder  *founder
+	keymaker *keymaker
 
 	mu     sync.Mutex
 	v      *view
@@ -77,7 +78,7 @@ func newTerm(cfg Config, counts *counters) (*term, error) {
 		t.reporter.blockChanged(old, now)
 		t.assigner.blockChanged(old, now)
 	})
-	t.sweeper, t.reporter, t.assigner, t.founder = newSweeper(t), newPoolReporter(t), nil, newFounder(t)
+	t.sweeper, t.reporter, t.assigner, t.founder, t.keymaker = newSweeper(t), newPoolReporter(t), nil, newFounder(t), newKeymaker(t)
 	return t, t.handle()
 }
 
@@ -271,7 +272,7 @@ func (t *term) run(ctx context.Context) error {
 		}
 		recorder.Eventf(&about, nil, kind, reason, action, "%s", note)
 	}
-	t.assigner.event, t.founder.event = t.event, t.event
+	t.assigner.event, t.founder.event, t.keymaker.event = t.event, t.event, t.event
 
 	var tasks []task.Task
 	for name, i := range t.informers() {
@@ -303,5 +304,5 @@ func (t *term) loops(ctx context.Context) error {
 	t.sweeper.start()
 	t.assigner.start()
 	t.log.Info("everything was read; the loops begin")
-	return task.Run(ctx, t.log, t.sweeper, t.reporter, t.assigner, t.founder)
+	return task.Run(ctx, t.log, t.sweeper, t.reporter, t.assigner, t.founder, t.keymaker)
 }
