@@ -1,0 +1,31 @@
+package nftables
+
+import (
+	"context"
+	"fmt"
+
+	"sigs.k8s.io/knftables"
+)
+
+// Remove takes the table away, and with it all that is ours, in one transaction. Nothing that
+// is not there is an error, nor is a host without nft. It must not run beside a Policy. kernel is optional: a
+// Host of this network namespace.
+func Remove(ctx context.Context, kernel Kernel) error {
+	if kernel == nil {
+		kernel = NewHost()
+	}
+	now, err := kernel.Read(ctx)
+	if err != nil {
+		return fmt.Errorf("read table inet %s: %w", TableName, err)
+	}
+	if !now.there {
+		return nil
+	}
+	tx := kernel.NewTransaction()
+	tx.Add(&knftables.Table{}) // so that it is no error when somebody was faster
+	tx.Delete(&knftables.Table{})
+	if err := kernel.Run(ctx, tx); err != nil {
+		return fmt.Errorf("remove table inet %s: %w", TableName, err)
+	}
+	return nil
+}

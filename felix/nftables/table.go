@@ -1,0 +1,509 @@
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"sigs.k8s.io/knftables"
+)
+
+// table is what is wanted of the kernel, what stands there as far as we know, and where
+// the two may differ. It is pure.
+type table struct {
+	chains map[string]*chain
+	sets   map[string]*set
+	// keep: what is there and not wanted stays, but members of sets that are wanted.
+	keep bool
+
+	actual State
+
+	chainsDue  map[string]bool
+	setsDue    map[string]bool            // as a whole
+	membersDue map[string]map[string]bool // set → keys
+	refused    map[object]refusal
+
+	first, number uint32 // transactions carry the numbers after first, up to number
+}
+
+// object is what the kernel can refuse: a chain, a set, or a member of one.
+type object struct{ chain, set, key string }
+
+func (o object) String() string {
+	switch {
+	case o.chain != "":
+		return "chain " + o.chain
+	case o.key != "":
+		return fmt.Sprintf("set %s, member %x", o.set, o.key)
+	}
+	return "set " + o.set
+}
+
+// refusal is why the kernel refused an object. Chains are asked for again when they change.
+type refusal struct {
+	err     error
+	digests []string // of the chain that was refused
+}
+
+// numberSet holds the number of the last transaction, by which we know our own.
+const numberSet = "transaction"
+
+func newTable() *table {
+	first := rand.Uint32()
+	t := &table{
+		chains: map[string]*chain{}, sets: map[string]*set{}, first: first, number: first,
+		chainsDue: map[string]bool{}, setsDue: map[string]bool{}, membersDue: map[string]map[string]bool{}, refused: map[object]refusal{},
+	}
+	t.setSet(&set{name: numberSet, kind: kindNumber, comment: "number of the last transaction"})
+	return t
+}
+
+// ours reports whether one of our transactions has the number.
+func (t *table) ours(n uint32) bool { return n-t.first-1 < t.number-t.first }
+
+func (t *table) setChain(c *chain) {
+	t.chains[c.name] = c
+	t.chainsDue[c.name] = true
+}
+
+func (t *table) removeChain(name string) {
+	delete(t.chains, name)
+	t.chainsDue[name] = true
+}
+
+func (t *table) setSet(s *set) {
+	if s.members == nil {
+		s.members = map[string]string{}
+	}
+	t.sets[s.name] = s
+	t.setsDue[s.name] = true
+}
+
+func (t *table) removeSet(name string) {
+	delete(t.sets, name)
+	delete(t.membersDue, name)
+	t.setsDue[name] = true
+}
+
+// setMember puts a member into a wanted set; value is the chain that a dispatch calls.
+func (t *table) setMember(name, key, value string) {
+	s := t.sets[name]
+	if old, there := s.members[key]; there && old == value {
+		return
+	}
+	s.members[key] = value
+	t.due(name, key)
+}
+
+func (t *table) removeMember(name, key string) {
+	delete(t.sets[name].members, key)
+	t.due(name, key)
+}
+
+func (t *table) due(name, key string) {
+	if t.membersDue[name] == nil {
+		t.membersDue[name] = map[string]bool{}
+	}
+	t.membersDue[name][key] = true
+}
+
+// all says that everything may differ.
+func (t *table) all() {
+	for name := range t.chains {
+		t.chainsDue[name] = true
+	}
+	for name := range t.actual.chains {
+		t.chainsDue[name] = true
+	}
+	for name := range t.sets {
+		t.setsDue[name] = true
+	}
+	for name := range t.actual.sets {
+		t.setsDue[name] = true
+	}
+}
+
+// see takes in what stands in the kernel, and says what of it was not expected.
+func (t *table) see(now State) (unexpected []string) {
+	for name, was := range t.actual.chains {
+		if is, there := now.chains[name]; !there || !slices.Equal(was.digests, is.digests) || was.base != is.base {
+			unexpected = append(unexpected, "chain "+name)
+		}
+	}
+	for name, was := range t.actual.sets {
+		is, there := now.sets[name]
+		if !there || name != numberSet && !maps.Equal(was.members, is.members) {
+			unexpected = append(unexpected, "set "+name)
+		}
+	}
+	for name := range now.chains {
+		if _, there := t.actual.chains[name]; !there {
+			unexpected = append(unexpected, "chain "+name)
+		}
+	}
+	slices.Sort(unexpected)
+	if n := len(unexpected); n > 8 {
+		unexpected = append(unexpected[:8], fmt.Sprintf("and %d more", n-8))
+	}
+	t.actual = now
+	t.all()
+	return unexpected
+}
+
+// plan is one transaction, and what stands in the kernel once it has passed.
+type plan struct {
+	tx      *knftables.Transaction
+	owners  []object // of each line of the transaction
+	number  uint32
+	chains  map[string]*standing // nil: gone
+	sets    map[string]*content  // new; nil: gone
+	members []memberChange
+	rebuilt bool
+}
+
+type memberChange struct {
+	set, key, value string
+	gone            bool
+}
+
+func (p *plan) do(o object, op func(knftables.Object), what knftables.Object) {
+	op(what)
+	p.owners = append(p.owners, o)
+}
+
+// usable reports whether what is there can become what is wanted.
+func (t *table) usable() bool {
+	if !t.actual.there {
+		return true // there is nothing to be in the way
+	}
+	if t.actual.odd != "" {
+		return false
+	}
+	for name := range t.setsDue {
+		want, is := t.sets[name], t.actual.sets[name]
+		if want != nil && is != nil && (is.keyLen != want.keyLen() || is.flags != want.flags()) {
+			return false
+		}
+	}
+	for name := range t.chainsDue {
+		want := t.chains[name]
+		is, there := t.actual.chains[name]
+		if want != nil && there && is.base != want.at() {
+			return false
+		}
+	}
+	return true
+}
+
+// plan makes the transaction that is due; nil: there is nothing to do. What can not be
+// changed where it stands is made anew as a whole, within the transaction.
+//
+// The order holds at every line, too: what is named is there before, and what goes is no
+// longer named.
+func (t *table) plan(tx *knftables.Transaction) *plan {
+	p := &plan{tx: tx, number: t.number + 1, chains: map[string]*standing{}, sets: map[string]*content{}}
+	from := t.actual
+	if !t.usable() {
+		p.rebuilt = true
+		from = State{}
+		t.all()
+		p.do(object{}, tx.Add, &knftables.Table{})
+		p.do(object{}, tx.Delete, &knftables.Table{})
+	}
+	if !from.there {
+		t.all()
+		p.do(object{}, tx.Add, &knftables.Table{Comment: knftables.PtrTo("policy of Causeway; other rules belong elsewhere")})
+	}
+	changed := slices.Sorted(maps.Keys(t.chainsDue))
+	sets := slices.Sorted(maps.Keys(t.setsDue))
+	var write, dropped []string
+
+	for _, name := range sets {
+		want, is := t.sets[name], from.sets[name]
+		if want != nil && is == nil && !t.isRefused(object{set: name}) {
+			t.addSet(p, want)
+		}
+	}
+	for _, name := range changed {
+		want := t.chains[name]
+		if want == nil {
+			continue
+		}
+		is, there := from.chains[name]
+		if !there {
+			t.addChain(p, want)
+		}
+		if want.adopt && there {
+			continue
+		}
+		rules := t.rulesOf(want)
+		digests := make([]string, len(rules))
+		for i, r := range rules {
+			digests[i] = r.digest()
+		}
+		if there && slices.Equal(is.digests, digests) {
+			continue
+		}
+		write = append(write, name)
+		p.chains[name] = &standing{base: want.at(), digests: digests}
+	}
+	t.planMembers(p, from, sets)
+	for _, name := range write {
+		o := object{chain: name}
+		if is, there := from.chains[name]; there && len(is.digests) > 0 {
+			p.do(o, p.tx.Flush, &knftables.Chain{Name: name})
+		}
+		for _, r := range t.rulesOf(t.chains[name]) {
+			p.do(o, p.tx.Add, &knftables.Rule{Chain: name, Rule: r.text, Comment: knftables.PtrTo(r.remark())})
+		}
+	}
+	if !t.keep {
+		for _, name := range changed {
+			if _, there := from.chains[name]; there && t.chains[name] == nil {
+				dropped = append(dropped, name)
+				p.do(object{chain: name}, p.tx.Flush, &knftables.Chain{Name: name})
+			}
+		}
+		for _, name := range dropped {
+			p.do(object{chain: name}, p.tx.Delete, &knftables.Chain{Name: name})
+			p.chains[name] = nil
+		}
+		for _, name := range sets {
+			if is := from.sets[name]; is != nil && t.sets[name] == nil {
+				if is.flags&flagMap != 0 {
+					p.do(object{set: name}, p.tx.Delete, &knftables.Map{Name: name})
+				} else {
+					p.do(object{set: name}, p.tx.Delete, &knftables.Set{Name: name})
+				}
+				p.sets[name] = nil
+			}
+		}
+	}
+	if len(p.owners) == 0 {
+		t.settled()
+		return nil
+	}
+	t.stamp(p, from)
+	return p
+}
+
+// stamp gives the transaction its number.
+func (t *table) stamp(p *plan, from State) {
+	t.number = p.number
+	o := object{set: numberSet}
+	if is := from.sets[numberSet]; is != nil {
+		for key := range is.members {
+			p.do(o, p.tx.Delete, &knftables.Element{Set: numberSet, Key: t.sets[numberSet].text(key)})
+			p.members = append(p.members, memberChange{numberSet, key, "", true})
+		}
+	}
+	key := numberKey(p.number)
+	p.do(o, p.tx.Add, &knftables.Element{Set: numberSet, Key: t.sets[numberSet].text(key)})
+	p.members = append(p.members, memberChange{numberSet, key, "", false})
+}
+
+func (t *table) addSet(p *plan, s *set) {
+	var comment *string
+	if s.comment != "" {
+		c := plain(s.comment)
+		comment = knftables.PtrTo(c[:min(len(c), commentMax-1)])
+	}
+	o := object{set: s.name}
+	if s.kind == kindDispatch {
+		p.do(o, p.tx.Add, &knftables.Map{Name: s.name, Type: s.typ(), Comment: comment})
+	} else {
+		n := &knftables.Set{Name: s.name, Type: s.typ(), Comment: comment}
+		if s.ranges() {
+			n.Flags = []knftables.SetFlag{knftables.IntervalFlag}
+		}
+		p.do(o, p.tx.Add, n)
+	}
+	p.sets[s.name] = &content{keyLen: s.keyLen(), flags: s.flags(), members: map[string]string{}}
+}
+
+func (t *table) addChain(p *plan, c *chain) {
+	n := &knftables.Chain{Name: c.name}
+	if c.base != nil {
+		n.Type = knftables.PtrTo(knftables.FilterType)
+		n.Hook = knftables.PtrTo(c.base.hook)
+		n.Priority = knftables.PtrTo(knftables.BaseChainPriority(strconv.Itoa(c.base.priority)))
+	}
+	p.do(object{chain: c.name}, p.tx.Add, n)
+	p.chains[c.name] = &standing{base: c.at()}
+}
+
+// rulesOf are the rules that a chain gets: where the kernel has refused its own one that drops.
+func (t *table) rulesOf(c *chain) []rule {
+	if r, bad := t.refused[object{chain: c.name}]; bad && slices.Equal(r.digests, c.digests()) {
+		return []rule{{"counter drop", "the rules of this chain are refused"}}
+	}
+	return c.rules
+}
+
+func (t *table) isRefused(o object) bool {
+	_, bad := t.refused[o]
+	return bad
+}
+
+// planMembers changes what sets hold: what comes before what goes.
+func (t *table) planMembers(p *plan, from State, whole []string) {
+	due := map[string][]string{}
+	for _, name := range whole {
+		want, is := t.sets[name], from.sets[name]
+		if want == nil || name == numberSet {
+			continue
+		}
+		keys := map[string]bool{}
+		for key := range want.members {
+			keys[key] = true
+		}
+		if is != nil {
+			for key := range is.members {
+				keys[key] = true
+			}
+		}
+		due[name] = slices.Sorted(maps.Keys(keys))
+	}
+	for name, keys := range t.membersDue {
+		if due[name] == nil && t.sets[name] != nil {
+			due[name] = slices.Sorted(maps.Keys(keys))
+		}
+	}
+	names := slices.Sorted(maps.Keys(due))
+	for _, comes := range []bool{false, true} {
+		for _, name := range names {
+			if t.isRefused(object{set: name}) {
+				continue
+			}
+			want := t.sets[name]
+			var is map[string]string
+			if c := from.sets[name]; c != nil {
+				is = c.members
+			}
+			for _, key := range due[name] {
+				value, wanted := want.members[key]
+				old, there := is[key]
+				o := object{set: name, key: key}
+				switch {
+				case !comes && there && (!wanted || old != value):
+					p.do(o, p.tx.Delete, want.element(key, ""))
+					p.members = append(p.members, memberChange{name, key, "", true})
+				case comes && wanted && (!there || old != value) && !t.isRefused(o):
+					p.do(o, p.tx.Add, want.element(key, value))
+					p.members = append(p.members, memberChange{name, key, value, false})
+				}
+			}
+		}
+	}
+}
+
+// element is a member as knftables has it; value is the chain that it calls.
+func (s *set) element(key, value string) *knftables.Element {
+	e := &knftables.Element{Key: s.text(key)}
+	if s.kind != kindDispatch {
+		e.Set = s.name
+		return e
+	}
+	e.Map = s.name
+	if value != "" {
+		e.Value = []string{"jump " + value}
+	}
+	return e
+}
+
+// stands takes in that a plan has passed.
+func (t *table) stands(p *plan) {
+	if p.rebuilt || !t.actual.there {
+		t.actual = newState()
+	}
+	for name, c := range p.chains {
+		if c == nil {
+			delete(t.actual.chains, name)
+		} else {
+			t.actual.chains[name] = *c
+		}
+	}
+	for name, c := range p.sets {
+		if c == nil {
+			delete(t.actual.sets, name)
+		} else {
+			t.actual.sets[name] = c
+		}
+	}
+	for _, m := range p.members {
+		if m.gone {
+			delete(t.actual.sets[m.set].members, m.key)
+		} else {
+			t.actual.sets[m.set].members[m.key] = m.value
+		}
+	}
+	t.settled()
+}
+
+func (t *table) settled() {
+	clear(t.chainsDue)
+	clear(t.setsDue)
+	clear(t.membersDue)
+	for o, r := range t.refused { // of what is wanted no more, or otherwise
+		c, s := t.chains[o.chain], t.sets[o.set]
+		switch {
+		case o.chain != "" && (c == nil || !slices.Equal(r.digests, c.digests())), o.set != "" && s == nil:
+			delete(t.refused, o)
+		case o.key != "":
+			if _, wanted := s.members[o.key]; !wanted {
+				delete(t.refused, o)
+			}
+		}
+	}
+}
+
+// refuse notes that the kernel does not take an object.
+func (t *table) refuse(o object, err error) {
+	r := refusal{err: err}
+	if c := t.chains[o.chain]; c != nil {
+		r.digests = c.digests()
+	}
+	t.refused[o] = r
+}
+
+// refusals says what of these objects the kernel has refused; of all when names is nil.
+func (t *table) refusals(names map[string]bool) error {
+	var bad []string
+	errs := map[string]error{}
+	for o, r := range t.refused {
+		if names == nil || names[o.chain] || names[o.set] {
+			errs[o.String()] = r.err
+			bad = append(bad, o.String())
+		}
+	}
+	slices.Sort(bad)
+	var out []error
+	for _, name := range bad {
+		out = append(out, fmt.Errorf("%s: %w", name, errs[name]))
+	}
+	return errors.Join(out...)
+}
+
+// line is how nft names the line of a transaction that it has no place for.
+var line = regexp.MustCompile(`/dev/stdin:(\d+):`)
+
+// culprit is the object that an error of nft is about.
+func (p *plan) culprit(err error) (object, bool) {
+	m := line.FindStringSubmatch(err.Error())
+	if m == nil {
+		return object{}, false
+	}
+	n, convErr := strconv.Atoi(m[1])
+	if convErr != nil || n < 1 || n > len(p.owners) {
+		return object{}, false
+	}
+	o := p.owners[n-1]
+	return o, o != object{} && o.set != numberSet
+}
+
+func (p *plan) String() string { return strings.TrimSpace(p.tx.String()) }
