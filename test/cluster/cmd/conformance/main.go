@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -126,6 +127,11 @@ func runCombination(ctx context.Context, o options, on combination) (err error) 
 		}
 		err = errors.Join(err, c.Down(over))
 	}()
+	for _, s := range o.suites {
+		if err := applyCRDs(ctx, c, &s); err != nil {
+			return err
+		}
+	}
 	if err := c.InstallManifest(ctx); err != nil {
 		return err
 	}
@@ -228,6 +234,25 @@ func hasBackend(ctx context.Context, n *cluster.Node, policy string) error {
 		return errors.New("no chain named cali- in iptables' table filter")
 	}
 	return nil
+}
+
+// applyCRDs installs the CRDs that a suite needs, from the module that Causeway is built with.
+func applyCRDs(ctx context.Context, c *cluster.Cluster, s *suite) error {
+	if s.crds[0] == "" {
+		return nil
+	}
+	root, err := cluster.Repository()
+	if err != nil {
+		return err
+	}
+	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", s.crds[0])
+	list.Dir = root
+	dir, err := list.Output()
+	if err != nil {
+		return fmt.Errorf("CRDs of %s: go list: %w", s.crds[0], err)
+	}
+	_, err = c.Kubectl(ctx, "apply", "--server-side", "-f", filepath.Join(strings.TrimSpace(string(dir)), s.crds[1]))
+	return err
 }
 
 func startDNS(ctx context.Context, c *cluster.Cluster) error {

@@ -21,6 +21,8 @@ type suite struct {
 	// processors busy, and some measure time.
 	atOnce int
 	dns    bool // needs CoreDNS
+	// crds are the CRDs that it needs: a Go module, and the path in it.
+	crds [2]string
 }
 
 // reason tells why the specs whose name matches did not run.
@@ -73,6 +75,7 @@ var suites = []suite{
 		about: "Upstream's conformance suite of ClusterNetworkPolicy (sigs.k8s.io/network-policy-api/conformance), standard and experimental\n" +
 			"channel: tiers Admin and Baseline, before and after NetworkPolicy. A test that found no way through must have found\n" +
 			"silence: a refused connection counts as failed.",
+		crds:  [2]string{"sigs.k8s.io/network-policy-api", "config/crd/experimental/policy.networking.k8s.io_clusternetworkpolicies.yaml"},
 		short: []string{`CNPAdminTierIntegration`, `CNPBaselineTierGress`},
 	},
 }
