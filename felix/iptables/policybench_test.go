@@ -16,44 +16,11 @@ import (
 	"github.com/causeway-net/causeway/internal/model"
 )
 
-// large is a cluster of policies and pods, 110 of them local, in 100 namespaces. Ten policies
-// of its namespace hold for each pod.
-func large(b *testing.B, policies, pods int) *policy.Engine {
-	e := policy.New(policy.Config{})
-	e.SetHost(model.HostPolicy{EndpointToHost: model.EndpointToHostReturn})
-	for i := range 100 {
-		e.SetNamespace(model.Namespace{Name: fmt.Sprintf("ns%d", i), Labels: map[string]string{"ns": fmt.Sprint(i)}})
-	}
-	for i := range policies {
-		p := model.Policy{ID: model.PolicyID{Kind: model.PolicyKubernetes, Namespace: fmt.Sprintf("ns%d", i%100), Name: fmt.Sprintf("p%d", i)},
-			Tier: model.TierDefault, Order: model.KubernetesPolicyOrder, Subject: model.Subject{Selector: "all()"}, ForIngress: true}
-		for j := range 4 {
-			r := port(model.RuleAllow, 6, 1000+i%20, 2000+j)
-			r.Source.Selector = fmt.Sprintf("app == 'a%d'", (i+j)%50)
-			p.Ingress = append(p.Ingress, r)
-		}
-		must(b, e.SetPolicy(p))
-	}
-	for i := range pods {
-		must(b, e.SetEndpoint(largePod(i, i%50)))
-	}
-	return e
-}
-
-func largePod(i, app int) model.PolicyEndpoint {
-	e := model.PolicyEndpoint{ID: model.PolicyEndpointID{Namespace: fmt.Sprintf("ns%d", i%100), Name: fmt.Sprintf("pod%d", i)},
-		Labels: map[string]string{"app": fmt.Sprintf("a%d", app)}, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}}
-	if i < 110 {
-		e.Interface = fmt.Sprintf("cali%011x", uint64(i+1)*0x9e3779b97f4a&0xfffffffffff)
-	}
-	return e
-}
-
 // BenchmarkPolicy measures, from Apply to Wait, 1,000 policies and 10,000 pods: the start, and changes.
 func BenchmarkPolicy(b *testing.B) {
 	for _, backend := range []iptables.Backend{iptables.NFT, iptables.Legacy} {
 		b.Run(string(backend), func(b *testing.B) {
-			engine := large(b, 1000, 10000)
+			engine := kerneltest.Large(b, 1000, 10000)
 			first := engine.Flush()
 			lab := kerneltest.New(b, kerneltest.Config{})
 			r := startPolicy(b, lab, backend)
@@ -103,18 +70,18 @@ func BenchmarkPolicy(b *testing.B) {
 					b.ReportMetric(float64(sum/len(all)), "bytes/op")
 				})
 			}
-			change("label", func(n int) { must(b, engine.SetEndpoint(largePod(500, n%2*20))) })
+			change("label", func(n int) { kerneltest.Must(b, engine.SetEndpoint(kerneltest.LargePod(500, n%2*20))) })
 			change("policy", func(n int) {
 				p := model.Policy{ID: model.PolicyID{Kind: model.PolicyKubernetes, Namespace: "ns3", Name: "p3"}, Tier: model.TierDefault, Order: model.KubernetesPolicyOrder,
-					Subject: model.Subject{Selector: "all()"}, ForIngress: true, Ingress: []model.Rule{port(model.RuleAllow, 6, 80+n%2)}}
-				must(b, engine.SetPolicy(p))
+					Subject: model.Subject{Selector: "all()"}, ForIngress: true, Ingress: []model.Rule{kerneltest.Port(model.RuleAllow, 6, 80+n%2)}}
+				kerneltest.Must(b, engine.SetPolicy(p))
 			})
 			change("pod", func(n int) {
-				e := largePod(7, 7)
+				e := kerneltest.LargePod(7, 7)
 				e.ID.Name, e.Interface = "new", "calinew"
 				e.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 200, byte(n >> 8), byte(n)})}
 				if n%2 == 0 {
-					must(b, engine.SetEndpoint(e))
+					kerneltest.Must(b, engine.SetEndpoint(e))
 				} else {
 					engine.RemoveEndpoint(e.ID)
 				}
@@ -136,13 +103,13 @@ func BenchmarkDispatch(b *testing.B) {
 					e := policy.New(policy.Config{})
 					e.SetNamespace(model.Namespace{Name: "red"})
 					for i := range n {
-						x := largePod(i, 1)
+						x := kerneltest.LargePod(i, 1)
 						x.ID.Namespace = "red"
 						x.Interface = fmt.Sprintf("cali%011x", uint64(i+1)*0x9e3779b97f4a&0xfffffffffff)
 						if i == 0 {
 							x.Interface, x.Addresses = iface, []netip.Addr{to}
 						}
-						must(b, e.SetEndpoint(x))
+						kerneltest.Must(b, e.SetEndpoint(x))
 					}
 					r := startPolicy(b, l, backend)
 					r.Apply(e.Flush())
@@ -157,10 +124,10 @@ func BenchmarkDispatch(b *testing.B) {
 				}
 				best := time.Duration(1 << 62)
 				for b.Loop() {
-					must(b, l.Forget())
+					kerneltest.Must(b, l.Forget())
 					runtime.GC()
 					began := time.Now()
-					must(b, l.Inject(packets))
+					kerneltest.Must(b, l.Inject(packets))
 					best = min(best, time.Since(began))
 				}
 				b.ReportMetric(float64(best.Nanoseconds())/float64(len(packets)), "ns/packet")

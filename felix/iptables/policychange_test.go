@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/causeway-net/causeway/felix/felixtest/kerneltest"
 	"github.com/causeway-net/causeway/felix/iptables"
 	"github.com/causeway-net/causeway/felix/policy"
 	"github.com/causeway-net/causeway/felix/trace"
@@ -31,24 +32,24 @@ func chainsOf(scripts []string) map[string]bool {
 func TestPolicyDelta(t *testing.T) {
 	backends(t, func(t *testing.T, w *world, b iptables.Backend) {
 		for i := range 60 {
-			e := pod(i, "app=a")
+			e := kerneltest.Pod(i, "app=a")
 			e.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(i)})}
 			e.Interface = fmt.Sprintf("cali%04x", i*653)
-			must(t, w.engine.SetEndpoint(e))
-			p := global(fmt.Sprintf("p%d", i), "app == 'a'", policy.Ingress, port(model.RuleAllow, 6, i+1))
+			kerneltest.Must(t, w.Engine.SetEndpoint(e))
+			p := kerneltest.Global(fmt.Sprintf("p%d", i), "app == 'a'", policy.Ingress, kerneltest.Port(model.RuleAllow, 6, i+1))
 			p.Ingress[0].Source.Selector = fmt.Sprintf("app == 'a' && label != '%d'", i)
-			must(t, w.engine.SetPolicy(p))
+			kerneltest.Must(t, w.Engine.SetPolicy(p))
 		}
 		w.start(b)
 		w.rig.InSync()
-		w.flush()
+		w.Flush()
 		took := func() []string {
 			return append(w.rig.to[0].took(), w.rig.to[1].took()...)
 		}
 		took()
 		step := func(what string, chains int, bytes int) {
 			t.Helper()
-			w.flush()
+			w.Flush()
 			scripts := took()
 			got := chainsOf(scripts)
 			if n := len(strings.Join(scripts, "")); len(got) > chains || n > bytes || len(scripts) > 2 {
@@ -56,28 +57,28 @@ func TestPolicyDelta(t *testing.T) {
 			}
 		}
 		step("nothing", 0, 0)
-		p := global("p7", "app == 'a'", policy.Ingress, port(model.RuleAllow, 6, 1000))
+		p := kerneltest.Global("p7", "app == 'a'", policy.Ingress, kerneltest.Port(model.RuleAllow, 6, 1000))
 		p.Ingress[0].Source.Selector = "app == 'a' && label != '7'"
-		must(t, w.engine.SetPolicy(p))
+		kerneltest.Must(t, w.Engine.SetPolicy(p))
 		step("one rule of a policy", 1, 800)
-		must(t, w.engine.SetEndpoint(model.PolicyEndpoint{ID: model.PolicyEndpointID{Namespace: "red", Name: "far"}, Labels: map[string]string{"app": "a"},
+		kerneltest.Must(t, w.Engine.SetEndpoint(model.PolicyEndpoint{ID: model.PolicyEndpointID{Namespace: "red", Name: "far"}, Labels: map[string]string{"app": "a"},
 			Addresses: []netip.Addr{netip.MustParseAddr("10.9.9.9")}}))
 		step("a pod elsewhere", 0, 0)
-		e := pod(100, "app=b")
+		e := kerneltest.Pod(100, "app=b")
 		e.Interface, e.Addresses = "califfff", []netip.Addr{netip.MustParseAddr("10.1.0.200")}
-		must(t, w.engine.SetEndpoint(e))
+		kerneltest.Must(t, w.Engine.SetEndpoint(e))
 		step("a pod without policy", 4, 4000)
-		w.engine.RemoveEndpoint(e.ID)
+		w.Engine.RemoveEndpoint(e.ID)
 		step("and gone", 4, 4000)
-		w.engine.RemovePolicy(p.ID)
-		w.flush() // of all endpoints' chains one rule goes
+		w.Engine.RemovePolicy(p.ID)
+		w.Flush() // of all endpoints' chains one rule goes
 		if n := len(strings.Join(took(), "")); n > 60000 {
 			t.Errorf("a policy gone: %d bytes", n)
 		}
 
 		// A restart that finds everything as it should be leaves rules and counters alone.
 		var known []string
-		whole := w.engine.Whole()
+		whole := w.Engine.Whole()
 		for _, e := range whole.Endpoints {
 			known = append(known, e.Interface)
 		}
@@ -85,7 +86,7 @@ func TestPolicyDelta(t *testing.T) {
 		w.start(b, known...)
 		w.rig.Apply(whole)
 		w.rig.InSync()
-		w.settle()
+		w.Settle()
 		for chain := range chainsOf(took()) {
 			if chain != "cali-PREROUTING" && chain != "PREROUTING" && chain != "OUTPUT" && chain != "cali-OUTPUT" &&
 				chain != "cali-FORWARD" && chain != "cali-INPUT" && !strings.HasPrefix(chain, "cali-hep-") && !strings.HasPrefix(chain, "cali-untracked-") {
@@ -99,17 +100,17 @@ func TestPolicyDelta(t *testing.T) {
 // lets nothing pass, and all come back.
 func TestPolicyHeals(t *testing.T) {
 	backends(t, func(t *testing.T, w *world, b iptables.Backend) {
-		must(t, w.engine.SetEndpoint(pod(0, "app=a")), w.engine.SetEndpoint(pod(1, "app=b")))
-		p := global("in", "app == 'a'", policy.Ingress, port(model.RuleDeny, 6, 9), port(model.RuleAllow, 6, 80))
+		kerneltest.Must(t, w.Engine.SetEndpoint(kerneltest.Pod(0, "app=a")), w.Engine.SetEndpoint(kerneltest.Pod(1, "app=b")))
+		p := kerneltest.Global("in", "app == 'a'", policy.Ingress, kerneltest.Port(model.RuleDeny, 6, 9), kerneltest.Port(model.RuleAllow, 6, 80))
 		p.Ingress[1].Source.Selector = "app == 'b'"
-		must(t, w.engine.SetPolicy(p))
+		kerneltest.Must(t, w.Engine.SetPolicy(p))
 		w.start(b)
 		w.rig.InSync()
-		w.flush()
+		w.Flush()
 		program, save := "iptables-"+string(b), "iptables-"+string(b)+"-save"
 		rules := func() string {
 			var out []string
-			for l := range strings.Lines(w.lab.Run(t, save, "-t", "filter")) {
+			for l := range strings.Lines(w.Lab.Run(t, save, "-t", "filter")) {
 				if strings.HasPrefix(l, "-A") {
 					out = append(out, l)
 				}
@@ -117,11 +118,11 @@ func TestPolicyHeals(t *testing.T) {
 			return strings.Join(out, "")
 		}
 		before := rules()
-		pass, no := w.packet(false, 6, "pod1", "pod0", 80), w.packet(false, 6, "pod1", "pod0", 81)
+		pass, no := w.Packet(false, 6, "pod1", "pod0", 80), w.Packet(false, 6, "pod1", "pod0", 81)
 		for _, chain := range []string{"cali-wi-cali0", "cali-wl-ingress", "cali-wl-egress", "cali-FORWARD", "FORWARD", "cali-allow"} {
-			w.lab.Run(t, program, "-w", "10", "-F", chain)
+			w.Lab.Run(t, program, "-w", "10", "-F", chain)
 			if chain != "cali-FORWARD" && chain != "FORWARD" {
-				if got, err := w.lab.Fire([]trace.Packet{no}); err != nil || got[0] {
+				if got, err := w.Lab.Fire([]trace.Packet{no}); err != nil || got[0] {
 					t.Errorf("chain %s is empty: a forbidden packet arrived (%v)", chain, err)
 				}
 			}
@@ -131,7 +132,7 @@ func TestPolicyHeals(t *testing.T) {
 				}
 				return ""
 			})
-			if wrong, err := w.lab.Check([]trace.Packet{pass, no}, []bool{true, false}); err != nil || len(wrong) > 0 {
+			if wrong, err := w.Lab.Check([]trace.Packet{pass, no}, []bool{true, false}); err != nil || len(wrong) > 0 {
 				t.Errorf("chain %s was flushed, and is back: %v, %v", chain, wrong, err)
 			}
 		}
@@ -141,9 +142,9 @@ func TestPolicyHeals(t *testing.T) {
 				set = strings.Fields(rest)[0]
 			}
 		}
-		w.lab.Run(t, "ipset", "flush", set)
+		w.Lab.Run(t, "ipset", "flush", set)
 		eventually(t, func() string {
-			if got, err := w.lab.Fire([]trace.Packet{pass}); err != nil || !got[0] {
+			if got, err := w.Lab.Fire([]trace.Packet{pass}); err != nil || !got[0] {
 				return fmt.Sprint("the set's members are not back: ", err)
 			}
 			return ""
@@ -151,80 +152,22 @@ func TestPolicyHeals(t *testing.T) {
 	})
 }
 
-// TestPolicyReplaced changes policies, sets and endpoints all the time while packets that every
-// version allows, and packets that none does, go on: no packet meets half a change.
-func TestPolicyReplaced(t *testing.T) {
-	backends(t, func(t *testing.T, w *world, b iptables.Backend) {
-		version := func(n int) {
-			// Who may come is said by label or by net, and the rules stand in one order or the other.
-			p := global("in", "app == 'a'", policy.Ingress, port(model.RuleAllow, 6, 80, 1000+n%7), port(model.RuleAllow, 6, 443))
-			p.Ingress[n%2].Source.Selector = fmt.Sprintf("app == 'b' || n == '%d'", n%3)
-			if n%2 == 1 {
-				p.Ingress[0], p.Ingress[1] = p.Ingress[1], p.Ingress[0]
-			}
-			more := global("more", "app == 'a'", policy.Ingress, port(model.RuleDeny, 6, 9))
-			more.Order = float64(9 + 2*(n%2))
-			must(t, w.engine.SetPolicy(p), w.engine.SetPolicy(more))
-			e := pod(2, fmt.Sprintf("n=%d", n%3))
-			must(t, w.engine.SetEndpoint(e))
-		}
-		must(t, w.engine.SetEndpoint(pod(0, "app=a")), w.engine.SetEndpoint(pod(1, "app=b")))
-		version(0)
-		w.start(b)
-		w.rig.InSync()
-		w.flush()
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		defer cancel()
-		done := make(chan int)
-		go func() {
-			n := 0
-			for ; ctx.Err() == nil; n++ {
-				version(n)
-				w.rig.Apply(w.engine.Flush())
-				_ = w.rig.Wait(ctx)
-			}
-			done <- n
-		}()
-		sent := 0
-		for ctx.Err() == nil {
-			var shots []trace.Packet
-			var want []bool
-			for i := range 60 {
-				p := w.packet(i%2 == 0, 6, "pod1", "pod0", []int{80, 9, 443, 81}[i/2%4])
-				p.SrcPort = uint16(2000 + i)
-				shots, want = append(shots, p), append(want, p.DstPort == 80 || p.DstPort == 443)
-			}
-			got, err := w.lab.Fire(shots)
-			if err != nil {
-				t.Fatal(err)
-			}
-			sent += len(shots)
-			for i, p := range shots {
-				if got[i] != want[i] {
-					t.Errorf("%s: arrived %v", p, got[i])
-				}
-			}
-		}
-		t.Logf("%d packets during %d changes", sent, <-done)
-	})
-}
-
 // TestPolicyRefused leaves an endpoint without a set that its rules need: Wait says so, others
 // go on, and the rules come when the set does.
 func TestPolicyRefused(t *testing.T) {
 	w := newWorld(t)
-	must(t, w.engine.SetEndpoint(pod(0, "app=a")), w.engine.SetEndpoint(pod(1, "app=b")))
-	p := global("in", "app == 'a'", policy.Ingress, port(model.RuleAllow, 6, 80))
+	kerneltest.Must(t, w.Engine.SetEndpoint(kerneltest.Pod(0, "app=a")), w.Engine.SetEndpoint(kerneltest.Pod(1, "app=b")))
+	p := kerneltest.Global("in", "app == 'a'", policy.Ingress, kerneltest.Port(model.RuleAllow, 6, 80))
 	p.Ingress[0].Source.Selector = "app == 'b'"
-	must(t, w.engine.SetPolicy(p))
-	d := w.engine.Flush()
+	kerneltest.Must(t, w.Engine.SetPolicy(p))
+	d := w.Engine.Flush()
 	name := ""
 	for _, s := range d.NewSets {
 		if s.Family == policy.IPv4 {
 			name = "cali40" + string(s.ID)
 		}
 	}
-	w.rig = startRefusing(t, w.lab, iptables.NFT, name)
+	w.rig = startRefusing(t, w.Lab, iptables.NFT, name)
 	w.rig.InSync()
 	w.rig.Apply(d)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -238,8 +181,8 @@ func TestPolicyRefused(t *testing.T) {
 	if err := w.rig.Wait(ctx, "cali7"); err == nil || !strings.Contains(err.Error(), "cali7") {
 		t.Errorf("cali7: %v", err)
 	}
-	shot := w.packet(false, 6, "pod1", "pod0", 80)
-	if got, err := w.lab.Fire([]trace.Packet{shot}); err != nil || got[0] {
+	shot := w.Packet(false, 6, "pod1", "pod0", 80)
+	if got, err := w.Lab.Fire([]trace.Packet{shot}); err != nil || got[0] {
 		t.Errorf("allowed by rules that are not there: %v, %v", got, err)
 	}
 	w.rig.bad.Store("")
@@ -247,7 +190,7 @@ func TestPolicyRefused(t *testing.T) {
 		if err := w.rig.Wait(ctx, "cali0"); err != nil {
 			return err.Error()
 		}
-		if got, err := w.lab.Fire([]trace.Packet{shot}); err != nil || !got[0] {
+		if got, err := w.Lab.Fire([]trace.Packet{shot}); err != nil || !got[0] {
 			return fmt.Sprintf("%v, %v", got, err)
 		}
 		return ""

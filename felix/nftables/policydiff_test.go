@@ -11,3 +11,5 @@ import (
 func TestPolicyAgainstGoldenModel(t *testing.T) {
 	kerneltest.Differential(t, func(t *testing.T, l *kerneltest.Lab) kerneltest.Backend { return start(t, l) })
 }
+
+func TestPolicyScenarios(t *testing.T) { kerneltest.Scenarios(t, starting) }

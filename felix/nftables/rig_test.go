@@ -78,3 +78,10 @@ func (w testWriter) Write(b []byte) (int, error) {
 	w.Log(strings.TrimSpace(string(b)))
 	return len(b), nil
 }
+
+func (r *rig) Known() int { return r.Status().Known }
+func (r *rig) Stop()      { r.stop() }
+
+func starting(t testing.TB, l *kerneltest.Lab, known ...string) kerneltest.Running {
+	return start(t, l, known...)
+}
