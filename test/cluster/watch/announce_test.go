@@ -4,11 +4,15 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/causeway-net/causeway/internal/announce"
@@ -92,4 +96,110 @@ func TestAnnouncedPods(t *testing.T) {
 	announced("n2", "10.9.0.1")
 	remove(t, "v1/pods", "prod", "client")
 	e.see("its end", func() bool { return len(e.members()) == 0 })
+}
+
+// inSpace starts the tasks in a network namespace of their own, where lo is up; it goes when they
+// end.
+func inSpace(t *testing.T, tasks ...*announce.Announcer) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	made := make(chan error, 1)
+	var space netns.NsHandle
+	running.Go(func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		var err error
+		if space, err = netns.New(); err == nil {
+			var lo netlink.Link
+			if lo, err = netlink.LinkByName("lo"); err == nil {
+				err = netlink.LinkSetUp(lo)
+			}
+		}
+		made <- err
+	})
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { space.Close() })
+	for _, a := range tasks {
+		running.Go(func() {
+			runtime.LockOSThread()
+			if err := netns.Set(space); err != nil {
+				t.Error(err)
+			} else if err := a.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestAnnouncedSoon measures the way of new pods' addresses from the end of ADD on one node to the
+// sets of a policy on another: over real sockets, the real watch and the real engine, with
+// nothing written to the API.
+func TestAnnouncedSoon(t *testing.T) {
+	const pods = 100
+	clean(t)
+	podAt(t, "server", "n1", "10.8.0.1")
+	apply(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: prod}\nspec: {podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {}}]}]}\n")
+	e := enforce(t, server.Config)
+	e.await("the first snapshot", func(*model.Snapshot) bool { return true })
+	e.attach("server", "cali1", "10.8.0.1")
+	e.see("the policy in force and other nodes' pods read", func() bool {
+		return e.whole && slices.Equal(e.members(), []string{"10.8.0.1/32"})
+	})
+	snap := &model.Snapshot{
+		Nodes: []model.Node{{Name: "n1", IPv4: netip.MustParsePrefix("127.0.0.1/8")}, {Name: "n2", IPv4: netip.MustParsePrefix("127.0.0.2/8")}},
+		Pools: []model.Pool{{Name: "p", CIDR: netip.MustParsePrefix("10.9.0.0/16"), AllowedUses: []model.Use{model.UseWorkload}}},
+	}
+	var ends []*announce.Announcer
+	for _, node := range []string{"n1", "n2"} {
+		a, err := announce.New(announce.Config{Node: node, Log: silent, Deliver: func(from string, p announce.Pod) {
+			e.Policies().Announced(from, p.Namespace, p.Name, p.UID, p.Addresses) // n2 is told nothing
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.SetKey([]byte(strings.Repeat("k", announce.MinKey)))
+		a.Set(snap)
+		ends = append(ends, a)
+	}
+	inSpace(t, ends...)
+	eventually(t, "both listen", func() bool { return len(ends[0].Status().Listening)*len(ends[1].Status().Listening) == 1 }, func() string { return "" })
+	var took []time.Duration
+	for i := range pods {
+		name := fmt.Sprintf("client-%d", i)
+		podAt(t, name, "n2", "")
+		pod, err := clients(t, server.Config).Core.CoreV1().Pods("prod").Get(context.Background(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := netip.AddrFrom4([4]byte{10, 9, 0, byte(i)})
+		start := time.Now()
+		ends[1].Announce(model.Endpoint{
+			Key: model.AttachmentKey{ContainerID: name, IfName: "eth0"}, Namespace: "prod", Pod: name, PodUID: string(pod.UID), Addresses: []netip.Addr{addr},
+		})
+		for !slices.Contains(e.now(), addr.String()+"/32") {
+			if time.Since(start) > patience {
+				t.Fatalf("%s of Pod %s never arrived: %+v", addr, name, ends[0].Status())
+			}
+			time.Sleep(200 * time.Microsecond)
+		}
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	t.Logf("from ADD's end to the other node's sets: p50 %s, p99 %s, at most %s", took[pods/2], took[pods*99/100-1], took[pods-1])
+	if p99 := took[pods*99/100-1]; p99 > 500*time.Millisecond {
+		t.Errorf("p99 is %s, want 500ms at most", p99)
+	}
+}
+
+// now is members, for whoever does not hold the lock.
+func (e *enforcing) now() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.members()
 }
