@@ -6,7 +6,8 @@ import (
 	"github.com/causeway-net/causeway/internal/model"
 )
 
-// EncapGuardChain is the chain that EncapGuard fills. ReversePath makes it and goes to it.
+// EncapGuardChain is the chain that EncapGuard fills. ReversePath makes it, and has packets other
+// than TCP go to it.
 const EncapGuardChain = "cali-encap-guard"
 
 // EncapGuard is the chain of table raw that drops, in one family, encapsulated packets to an

@@ -255,7 +255,7 @@ func TestNoPrograms(t *testing.T) {
 	ended := make(chan error)
 	go func() { ended <- rec.Run(ctx) }()
 	rec.Set(iptables.Raw, iptables.ReversePath("cali"))
-	for _, err := range []error{waitErr(t, rec), rec.WaitChains(ctx, iptables.Raw, "cali-PREROUTING")} {
+	for _, err := range []error{waitErr(t, rec), rec.WaitChains(ctx, iptables.Raw, iptables.ReversePathChain)} {
 		if err == nil || !strings.Contains(err.Error(), "iptables-nft-save") {
 			t.Errorf("Wait: %v", err)
 		}

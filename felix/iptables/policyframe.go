@@ -2,8 +2,9 @@ package iptables
 
 import "strconv"
 
-// Chains of ours that the hooks go to. ReversePathChain stands in tables raw and mangle.
+// Chains of ours that the hooks go to.
 const (
+	preroutingChain  = "cali-PREROUTING"
 	inputChain       = "cali-INPUT"
 	forwardChain     = "cali-FORWARD"
 	outputChain      = "cali-OUTPUT"
@@ -22,15 +23,12 @@ func (s *ruleset) frame(e *edit, f features) {
 	s.put(e, Filter, "/frame", []Chain{s.input(f), s.toHost(), s.forward(f), s.output(f)})
 	hook := func(from, to string) Hook { return Hook{Chain: from, Rule: Rule{Action: Jump(to)}} }
 
-	raw := Chain{Name: ReversePathChain, Rules: []Rule{
-		{Match: []string{"-i", s.prefix + "+"}, Action: Jump(grantChain)},
-		{Action: Jump(EncapGuardChain)},
-	}}
-	rawChains, rawHooks := []Chain{raw}, []Hook{hook("PREROUTING", ReversePathChain)}
+	var rawChains []Chain
+	rawHooks := sourceHooks(s.prefix)
 	if f.untracked {
-		rawChains[0].Rules = append(rawChains[0].Rules, Rule{Match: []string{"!", "-i", s.prefix + "+"}, Action: Jump(untrackedIn)})
-		rawChains = append(rawChains, Chain{Name: outputChain, Rules: []Rule{{Match: []string{"!", "-o", s.prefix + "+"}, Action: Jump(untrackedOut)}}})
-		rawHooks = append(rawHooks, hook("OUTPUT", outputChain))
+		rawHooks = append(rawHooks,
+			Hook{Chain: "PREROUTING", Rule: Rule{Match: []string{"!", "-i", s.prefix + "+"}, Action: Jump(untrackedIn)}},
+			Hook{Chain: "OUTPUT", Rule: Rule{Match: []string{"!", "-o", s.prefix + "+"}, Action: Jump(untrackedOut)}})
 	}
 	s.put(e, Raw, "/frame", rawChains)
 	s.hooked(e, Raw, rawHooks)
@@ -38,8 +36,8 @@ func (s *ruleset) frame(e *edit, f features) {
 	var mangle []Chain
 	var hooks []Hook
 	if f.preDNAT {
-		mangle = append(mangle, Chain{Name: ReversePathChain, Rules: []Rule{{Match: []string{"!", "-i", s.prefix + "+"}, Action: Jump(preDNAT)}}})
-		hooks = append(hooks, hook("PREROUTING", ReversePathChain))
+		mangle = append(mangle, Chain{Name: preroutingChain, Rules: []Rule{{Match: []string{"!", "-i", s.prefix + "+"}, Action: Jump(preDNAT)}}})
+		hooks = append(hooks, hook("PREROUTING", preroutingChain))
 	}
 	if f.any {
 		mangle = append(mangle, Chain{Name: postroutingChain, Rules: []Rule{{Match: marked(s.marks.Translated), Action: Jump(translated)}}})

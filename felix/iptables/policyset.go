@@ -296,9 +296,6 @@ func (s *ruleset) workloads(e *edit) {
 	s.put(e, Filter, "/workloads", append(in, out...))
 }
 
-// grantChain is where table raw looks at what workloads send from.
-const grantChain = "cali-wl-source"
-
 // granted lists the sources that the route back does not tell to be the workload's.
 func (s *ruleset) granted(ep *policy.Endpoint) []Rule {
 	var out []Rule
@@ -310,19 +307,20 @@ func (s *ruleset) granted(ep *policy.Endpoint) []Rule {
 	return out
 }
 
-// sources makes the chain of table raw that drops what comes from others' addresses.
-// ReversePath has the same rule; here stand the exceptions to it.
+// sources makes the chain of table raw that drops what comes from others' addresses, as
+// ReversePath has it, with the exceptions.
 func (s *ruleset) sources(e *edit) {
-	c := Chain{Name: grantChain, Adopt: s.adopting}
+	c := ReversePath(s.prefix).Chains[0]
+	c.Fallback, c.Adopt = c.Rules, s.adopting
 	if !s.adopting {
+		var granted []Rule
 		for _, name := range slices.Sorted(maps.Keys(s.endpoints)) {
 			if ep := s.endpoints[name]; strings.HasPrefix(name, s.prefix) {
-				c.Rules = append(c.Rules, s.granted(&ep)...)
+				granted = append(granted, s.granted(&ep)...)
 			}
 		}
+		c.Rules = append(granted, c.Rules...)
 	}
-	c.Rules = append(c.Rules, Rule{Match: []string{"-m", "rpfilter", "--invert"}, Action: Drop()})
-	c.Fallback = c.Rules[len(c.Rules)-1:]
 	s.put(e, Raw, "/sources", []Chain{c})
 }
 
@@ -340,7 +338,7 @@ func (s *ruleset) needs(ep *policy.Endpoint) map[Table][]string {
 	if strings.HasPrefix(ep.Interface, s.prefix) {
 		add(Filter, &ep.Ingress, forwardChain, toWorkload, ingressChain(ep.Interface))
 		add(Filter, &ep.Egress, inputChain, fromWorkload, egressChain(ep.Interface), sourceChain(ep.Interface))
-		add(Raw, &policy.Path{}, ReversePathChain, grantChain)
+		add(Raw, &policy.Path{}, ReversePathChain)
 		return out
 	}
 	at := func(prefix string) string { return ifaceChain(prefix, ep.Interface) }
@@ -349,8 +347,8 @@ func (s *ruleset) needs(ep *policy.Endpoint) map[Table][]string {
 	add(Mangle, &ep.Egress, postroutingChain, translated, at("cali-ht-"))
 	add(Filter, &ep.ForwardIngress, forwardChain, hostForwIn, at("cali-hfi-"))
 	add(Filter, &ep.ForwardEgress, hostForwOut, at("cali-hfo-"))
-	add(Raw, &ep.UntrackedIngress, ReversePathChain, untrackedIn, at("cali-hui-"))
-	add(Raw, &ep.UntrackedEgress, outputChain, untrackedOut, at("cali-huo-"))
-	add(Mangle, &ep.PreDNAT, ReversePathChain, preDNAT, at("cali-hpd-"))
+	add(Raw, &ep.UntrackedIngress, untrackedIn, at("cali-hui-"))
+	add(Raw, &ep.UntrackedEgress, untrackedOut, at("cali-huo-"))
+	add(Mangle, &ep.PreDNAT, preroutingChain, preDNAT, at("cali-hpd-"))
 	return out
 }

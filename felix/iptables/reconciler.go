@@ -199,7 +199,7 @@ func (r *Reconciler) Wait(ctx context.Context) error {
 }
 
 // WaitChains is Wait for whoever needs some chains only: refusals of others are none of
-// its business (I6).
+// its business (I6). Hooks that go to one of them are.
 func (r *Reconciler) WaitChains(ctx context.Context, t Table, chains ...string) error {
 	if err := r.wait(ctx); err != nil {
 		return err
@@ -217,6 +217,9 @@ func (r *Reconciler) WaitChains(ctx context.Context, t Table, chains ...string) 
 	for _, c := range chains {
 		if err := ts.Refused["chain "+c]; err != nil {
 			errs = append(errs, fmt.Errorf("table %s: chain %s: %w", t, c, err))
+		}
+		if err := ts.unhooked[c]; err != nil {
+			errs = append(errs, fmt.Errorf("table %s: hooks that go to chain %s: %w", t, c, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -256,6 +259,8 @@ type TableStatus struct {
 	Pinned  map[string]string
 	Written time.Time // when it was last changed by us; zero when it was found right
 	Err     error     // why the table as a whole is not as wanted
+
+	unhooked map[string]error // chains that refused hooks go to
 }
 
 // Status returns the state after the last round. Its maps are the caller's.
@@ -428,12 +433,17 @@ func (r *Reconciler) finish(wanted uint64, b Backend, err error) {
 	r.status.Tables = make(map[Table]TableStatus, len(r.tables))
 	for name, t := range r.tables {
 		s := TableStatus{Chains: len(t.want), Rules: t.rules, Written: t.wrote, Err: t.err,
-			Refused: make(map[string]error, len(t.refused)), Pinned: map[string]string{}}
+			Refused: make(map[string]error, len(t.refused)), Pinned: map[string]string{}, unhooked: map[string]error{}}
 		if t.ifThere && t.now != nil && t.now.bare() {
 			s.Chains, s.Rules = 0, 0
 		}
 		for o, x := range t.refused {
 			s.Refused[o.String()] = x.err
+			if h := t.hooks[o.chain]; o.hooks && h != nil {
+				for _, l := range slices.Concat(h.head, h.tail) {
+					s.unhooked[l.callee] = x.err
+				}
+			}
 		}
 		if t.now != nil {
 			for chain, by := range t.now.callers {

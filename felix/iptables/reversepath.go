@@ -1,7 +1,8 @@
 package iptables
 
-// ReversePathChain is the chain that ReversePath fills.
-const ReversePathChain = "cali-PREROUTING"
+// ReversePathChain is the chain that ReversePath sends spoofed packets to. Its rules are policy's
+// where there is any: what workloads may send from beside their addresses returns from it.
+const ReversePathChain = "cali-rpf-fail"
 
 // ReversePath is the state of table raw that drops, in either family, packets that come
 // in on an interface whose name begins with prefix unless the route back to their source
@@ -20,21 +21,26 @@ const ReversePathChain = "cali-PREROUTING"
 // fe80::/64 route; the host's own link-local address as a source is dropped like every
 // address of the host. 169.254.1.1 needs no rule: it is spoken to by ARP alone.
 //
-// What the pods' rule lets pass goes on to EncapGuardChain. Until Update gives that chain its
-// rules, those of an earlier agent stay.
+// The second hook goes to EncapGuardChain. Until Update gives that chain its rules, those of
+// an earlier agent stay.
 func ReversePath(prefix string) TableState {
 	return TableState{
 		Chains: []Chain{{
-			Name: ReversePathChain,
-			Rules: []Rule{{
-				Match:  []string{"-i", prefix + "+", "-m", "rpfilter", "--invert"},
-				Action: Drop(),
-			}, {
-				Action: Jump(EncapGuardChain),
-			}},
+			Name:  ReversePathChain,
+			Rules: []Rule{{Action: Drop(), Comment: "not its address"}},
 		}, {
 			Name: EncapGuardChain, Adopt: true,
 		}},
-		Hooks: []Hook{{Chain: "PREROUTING", Rule: Rule{Action: Jump(ReversePathChain)}}},
+		Hooks: sourceHooks(prefix),
+	}
+}
+
+// sourceHooks say which packets have a source to be asked about. Every packet of the node meets
+// them, so they are few, and match before they go anywhere: of TCP, which is most, only what
+// pods send meets anything dearer than what is native to nftables, and nothing that is allowed goes to a chain.
+func sourceHooks(prefix string) []Hook {
+	return []Hook{
+		{Chain: "PREROUTING", Rule: Rule{Match: []string{"-i", prefix + "+", "-m", "rpfilter", "--invert"}, Action: Jump(ReversePathChain)}},
+		{Chain: "PREROUTING", Rule: Rule{Match: []string{"!", "-p", "tcp"}, Action: Jump(EncapGuardChain)}},
 	}
 }

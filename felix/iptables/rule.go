@@ -66,16 +66,19 @@ const (
 type line struct {
 	digest string // of the rule's text; together with markPrefix the mark
 	text   string // the rule's arguments without the mark, quoted, separated by blanks
+	before int    // how many bytes of text stand before the mark: what the rule matches
 	callee string // the chain of ours that the rule goes to, or empty
 }
 
 // spec is the rule with its mark, as iptables-restore reads it behind "-A chain".
+//
+// The mark stands behind all that the rule matches. To the kernel a comment is a match, too,
+// asked in its turn, and under iptables-nft it costs more than all that is native to nftables:
+// only packets that the rule is about are to pay for it.
 func (l line) spec() string {
-	s := "-m comment --comment " + markPrefix + l.digest
-	if l.text != "" {
-		s += " " + l.text
-	}
-	return s
+	mark := "-m comment --comment " + markPrefix + l.digest
+	match, rest := l.text[:l.before], strings.TrimPrefix(l.text[l.before:], " ")
+	return strings.TrimSpace(match + " " + mark + " " + rest)
 }
 
 // compile makes the text of a rule.
@@ -100,7 +103,7 @@ func compile(r Rule) (line, error) {
 			return line{}, fmt.Errorf("argument %q holds a control character", a)
 		}
 	}
-	l := line{text: join(args), callee: callee(args)}
+	l := line{text: join(args), before: len(join(r.Match)), callee: callee(args)}
 	if len(l.text) > maxLine {
 		return line{}, fmt.Errorf("the rule has %d bytes; iptables takes at most %d", len(l.text), maxLine)
 	}

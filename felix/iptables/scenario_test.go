@@ -72,9 +72,13 @@ func TestInstallAdoptAndRemove(t *testing.T) {
 					wait(t, rec)
 				}
 				set(rec)
-				if got := r.rules(iptables.Raw); got != ":PREROUTING ACCEPT\n:OUTPUT ACCEPT\n:cali-PREROUTING -\n:cali-encap-guard -\n"+
-					"-A PREROUTING -j cali-PREROUTING\n-A PREROUTING -i eth7 -j ACCEPT\n"+
-					"-A cali-PREROUTING -i cali+ -m rpfilter --invert -j DROP\n-A cali-PREROUTING -j cali-encap-guard\n" {
+				if got := r.rules(iptables.Raw); got != ":PREROUTING ACCEPT\n:OUTPUT ACCEPT\n:cali-encap-guard -\n:cali-rpf-fail -\n"+
+					"-A PREROUTING -i cali+ -m rpfilter --invert -j cali-rpf-fail\n-A PREROUTING ! -p tcp -j cali-encap-guard\n"+
+					"-A PREROUTING -i eth7 -j ACCEPT\n-A cali-rpf-fail -m comment --comment \"not its address\" -j DROP\n" {
+					t.Errorf("raw:\n%s", got)
+				}
+				// Matches are asked in their order: the mark is the last.
+				if got := r.dump(iptables.Raw); !strings.Contains(got, "--invert -m comment --comment") || !strings.Contains(got, "-p tcp -m comment --comment") {
 					t.Errorf("raw:\n%s", got)
 				}
 				if got := r.chain(iptables.Filter, "OUTPUT"); !slices.Equal(got, []string{"-j cali-OUTPUT", "-j MINE", "-m mark --mark 0x10/0x10 -j ACCEPT"}) {
@@ -260,7 +264,8 @@ func TestRefused(t *testing.T) {
 		}
 		calls := []string{"-j cali-bad-parse", "-j cali-bad-kernel", "-j cali-bad-callee", "-j cali-bad-loop", "-j cali-bad-text"}
 		state.Chains = append(state.Chains, chain("cali-calls", calls...))
-		state.Hooks = append(state.Hooks, hook("INPUT", "-j cali-calls"), hook("NOWHERE", "-j cali-calls"))
+		state.Hooks = append(state.Hooks, hook("INPUT", "-j cali-calls"), hook("NOWHERE", "-j cali-unreached"))
+		state.Chains = append(state.Chains, chain("cali-unreached", "-j RETURN"))
 		rec.Set(iptables.Filter, state)
 		err := waitErr(t, rec)
 		if err == nil {
@@ -279,6 +284,9 @@ func TestRefused(t *testing.T) {
 		}
 		if err := rec.WaitChains(context.Background(), iptables.Filter, "cali-a", "cali-calls", "cali-x19"); err != nil {
 			t.Errorf("WaitChains of good ones: %v", err)
+		}
+		if err := rec.WaitChains(context.Background(), iptables.Filter, "cali-unreached"); err == nil || !strings.Contains(err.Error(), "hooks that go to chain cali-unreached") {
+			t.Errorf("WaitChains of one whose hook is refused: %v", err)
 		}
 		for name, want := range map[string][]string{
 			"cali-calls": calls, "cali-x19": many[:19], "INPUT": {"-j cali-calls"},

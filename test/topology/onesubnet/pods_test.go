@@ -125,19 +125,19 @@ func send(ctx context.Context, p *lab.Pod, src netip.Addr, to netip.AddrPort, te
 	})
 }
 
-// droppedSpoofs is the packet counter of the reverse path rule.
+// droppedSpoofs is the packet counter of the reverse path rule's chain.
 func droppedSpoofs(t *testing.T, ctx context.Context, n *lab.Node, v6 bool) uint64 {
 	t.Helper()
 	tool := "iptables"
 	if v6 {
 		tool = "ip6tables"
 	}
-	out, err := n.Exec(ctx, tool, "-t", "raw", "-nvxL", "cali-PREROUTING")
+	out, err := n.Exec(ctx, tool, "-t", "raw", "-nvxL", "cali-rpf-fail")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, line := range strings.Split(out, "\n") {
-		if strings.Contains(line, "rpfilter") {
+		if strings.Contains(line, "DROP") {
 			c, err := strconv.ParseUint(strings.Fields(line)[0], 10, 64)
 			if err != nil {
 				t.Fatal(err)

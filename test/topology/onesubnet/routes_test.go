@@ -202,13 +202,13 @@ func flushedRules(t *testing.T, f *scenario.Fabric) {
 	want := map[string]string{}
 	for _, tool := range tools {
 		want[tool] = rules(tool)
-		if !strings.Contains(want[tool], "cali-PREROUTING") || !strings.Contains(want[tool], "rpfilter") {
+		if !strings.Contains(want[tool], "cali-rpf-fail") || !strings.Contains(want[tool], "rpfilter") {
 			t.Fatalf("%s has no reverse path rule:\n%s", tool, want[tool])
 		}
 	}
 	for _, flush := range []string{
 		"TOOL -t raw -F",
-		"TOOL -t raw -F cali-PREROUTING",
+		"TOOL -t raw -F cali-rpf-fail",
 		"TOOL -t raw -F; TOOL -t raw -X",
 		"echo '*raw\n:PREROUTING ACCEPT\nCOMMIT' | TOOL-restore",
 	} {
