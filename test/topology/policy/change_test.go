@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,10 +48,13 @@ func (f *fabric) loaded(t *testing.T) *load {
 // goOn waits until each stream and each hail has sent 100 more packets.
 func (l *load) goOn(t *testing.T) {
 	t.Helper()
+	var until []int
 	for _, s := range l.allowed {
-		until := s.Received() + lab.SlowRate(100)
+		until = append(until, s.Received()+lab.SlowRate(100))
+	}
+	for i, s := range l.allowed {
 		scenario.Eventually(t, time.Minute, "allowed packets arrive", func() error {
-			if s.Received() < until {
+			if s.Received() < until[i] {
 				return fmt.Errorf("%d of %d have", s.Received(), s.Sent())
 			}
 			return nil
@@ -59,9 +63,17 @@ func (l *load) goOn(t *testing.T) {
 	goOn(t, 100, l.hails...)
 }
 
-// forbidden are the packets that should not have arrived so far.
-func (l *load) forbidden() probe.Arrivals {
-	return l.tap.From(append(addrs(l.f.bad1, l.f.bad2), nodeAddrs(l.f.n2)...)...)
+// isForbidden reports whether a packet is of those that nobody allows.
+func (l *load) isForbidden(k probe.Kind) bool {
+	return slices.Contains(append(addrs(l.f.bad1, l.f.bad2), nodeAddrs(l.f.n2)...), k.Src)
+}
+
+// noneForbidden ends the test when a forbidden packet has arrived so far.
+func (l *load) noneForbidden(t *testing.T, what string) {
+	t.Helper()
+	if n := l.tap.Of(l.isForbidden).Count; n > 0 {
+		t.Fatalf("%s: %d forbidden packets arrived:\n%s", what, n, l.tap.List(l.isForbidden))
+	}
 }
 
 // end ends all traffic, and fails the test for an allowed packet that is lost and for a
@@ -81,11 +93,8 @@ func (l *load) end(t *testing.T) {
 		h.Close()
 		hailed += h.Sent()
 	}
-	n := l.forbidden().Count
-	if n > 0 {
-		t.Errorf("%d forbidden packets arrived", n)
-	}
-	t.Logf("%d allowed packets, %d lost; %d forbidden packets, %d arrived", sent, lost, hailed, n)
+	l.noneForbidden(t, "in the end")
+	t.Logf("%d allowed packets, %d lost; %d forbidden ones sent, none arrived", sent, lost, hailed)
 }
 
 // changedUnderTraffic puts one set of policies in the place of another, all of which let the
@@ -129,9 +138,7 @@ func changedUnderTraffic(t *testing.T, f *fabric) {
 		took := f.put(t, s.documents...)
 		l.goOn(t)
 		t.Logf("%s: in force after %s", s.name, took.Round(time.Millisecond))
-		if n := l.forbidden().Count; n > 0 {
-			t.Fatalf("%s: %d forbidden packets arrived", s.name, n)
-		}
+		l.noneForbidden(t, s.name)
 	}
 	f.replacedQuickly(t, l)
 	l.end(t)

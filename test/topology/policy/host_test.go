@@ -46,7 +46,7 @@ func podsAndHost(t *testing.T, f *fabric) {
 	for _, c := range []struct {
 		action string
 		want   bool
-	}{{"", false}, {"Accept", true}, {"Return", true}, {"Drop", false}} {
+	}{{"", true}, {"Drop", false}, {"Return", true}, {"Accept", true}} {
 		what := "defaultEndpointToHostAction " + c.action
 		if c.action != "" {
 			f.felix(t, "  defaultEndpointToHostAction: "+c.action+"\n")
@@ -87,7 +87,7 @@ func podsAndHost(t *testing.T, f *fabric) {
 	}
 	f.felix(t, "")
 	f.put(t)
-	arrive("the default again", false)
+	arrive("the default again", true)
 }
 
 // answers returns nil when an address answers the target, or does not, as wanted.

@@ -78,7 +78,8 @@ func run(t *testing.T, b backend) {
 	}
 	f.PodsTalk(t, 30*time.Second)
 	f.markerTap = openTap(t, f.marker)
-	f.put(t)
+	f.write(t)
+	f.closes(t, 10*time.Second, writtenPort) // no version opens it: from now on the marker marks
 	for _, s := range []struct {
 		name string
 		run  func(*testing.T, *fabric)
@@ -225,22 +226,27 @@ func (f *fabric) inForce(t *testing.T, gone bool, within time.Duration, began ti
 	if !gone {
 		return took
 	}
-	port = removedPort + f.version.removed - 1
-	old := startHail(t, f.good1, 1000, at(port, to...)...)
-	defer old.Close()
+	if last := f.closes(t, within, removedPort+f.version.removed-1); !last.IsZero() {
+		took = max(took, last.Sub(began))
+	}
+	return took
+}
+
+// closes waits until a port of the marker's is closed, and returns when something arrived there last.
+func (f *fabric) closes(t *testing.T, within time.Duration, port uint16) time.Time {
+	t.Helper()
+	h := startHail(t, f.good1, 1000, at(port, addrs(f.marker)...)...)
+	defer h.Close()
 	arrived := func() probe.Arrivals { return f.markerTap.Of(func(k probe.Kind) bool { return k.Port == port }) }
 	scenario.Eventually(t, within, "what is not in the file any more is not in force", func() error {
 		before := arrived().Count
-		goOn(t, 30, old)
+		goOn(t, 60, h)
 		if n := arrived().Count - before; n > 0 {
 			return fmt.Errorf("%d packets have come to port %d", n, port)
 		}
 		return nil
 	})
-	if last := arrived().Last; !last.IsZero() {
-		took = max(took, last.Sub(began))
-	}
-	return took
+	return arrived().Last
 }
 
 // sets are the addresses of the pods of namespaces good and bad as policies on n1 can name them: in a

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -164,6 +165,22 @@ func (tp *Tap) Of(asked func(Kind) bool) (sum Arrivals) {
 	}
 	return sum
 }
+
+// List is a line for each of the kinds that are asked for.
+func (tp *Tap) List(asked func(Kind) bool) string {
+	tp.mu.Lock()
+	defer tp.mu.Unlock()
+	var lines []string
+	for k, a := range tp.seen {
+		if asked(k) {
+			lines = append(lines, fmt.Sprintf("%s > %s, protocol %d, port %d: %d packets, %s to %s", k.Src, k.Dst, k.Proto, k.Port, a.Count, a.First.Format(clock), a.Last.Format(clock)))
+		}
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+const clock = "15:04:05.000"
 
 // From sums up what came from addresses.
 func (tp *Tap) From(addrs ...netip.Addr) Arrivals {
