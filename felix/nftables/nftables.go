@@ -212,7 +212,7 @@ func (p *Policy) retry() bool {
 	}
 	p.patience = min(max(2*p.patience, firstRetry), lastRetry)
 	p.due = time.Now().Add(p.patience)
-	clear(p.table.refused)
+	p.table.retry()
 	return true
 }
 

@@ -48,6 +48,7 @@ func (o object) String() string {
 type refusal struct {
 	err     error
 	digests []string // of the chain that was refused
+	again   bool     // it is being tried again
 }
 
 // numberSet holds the number of the last transaction, by which we know our own.
@@ -339,15 +340,23 @@ func (t *table) addChain(p *plan, c *chain) {
 
 // rulesOf are the rules that a chain gets: where the kernel has refused its own one that drops.
 func (t *table) rulesOf(c *chain) []rule {
-	if r, bad := t.refused[object{chain: c.name}]; bad && slices.Equal(r.digests, c.digests()) {
+	if r, bad := t.refused[object{chain: c.name}]; bad && !r.again && slices.Equal(r.digests, c.digests()) {
 		return []rule{{"counter drop", "the rules of this chain are refused"}}
 	}
 	return c.rules
 }
 
 func (t *table) isRefused(o object) bool {
-	_, bad := t.refused[o]
-	return bad
+	r, bad := t.refused[o]
+	return bad && !r.again
+}
+
+// retry has what was refused tried again.
+func (t *table) retry() {
+	for o, r := range t.refused {
+		r.again = true
+		t.refused[o] = r
+	}
 }
 
 // planMembers changes what sets hold: what comes before what goes.
@@ -452,6 +461,8 @@ func (t *table) settled() {
 	for o, r := range t.refused { // of what is wanted no more, or otherwise
 		c, s := t.chains[o.chain], t.sets[o.set]
 		switch {
+		case r.again: // and it was taken
+			delete(t.refused, o)
 		case o.chain != "" && (c == nil || !slices.Equal(r.digests, c.digests())), o.set != "" && s == nil:
 			delete(t.refused, o)
 		case o.key != "":

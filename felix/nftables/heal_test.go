@@ -1,0 +1,252 @@
+package nftables_test
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/causeway-net/causeway/felix/felixtest/kerneltest"
+	"github.com/causeway-net/causeway/felix/nftables"
+	"github.com/causeway-net/causeway/felix/policy"
+	"github.com/causeway-net/causeway/felix/trace"
+	"github.com/causeway-net/causeway/internal/model"
+)
+
+// node starts a Node's backend.
+func node(t *testing.T, known ...string) (*kerneltest.Node, *rig) {
+	t.Helper()
+	n := kerneltest.NewNode(t)
+	r := start(t, n.Lab, known...)
+	n.Backend = r
+	return n, r
+}
+
+// table lists ours as nft prints it, without what changes by itself.
+func table(n *kerneltest.Node) string {
+	var out []string
+	skip := false
+	for l := range strings.Lines(n.Lab.Run(n.T, "nft", "-s", "list", "table", "inet", nftables.TableName)) {
+		switch {
+		case strings.Contains(l, "set transaction {"):
+			skip = true
+		case !skip:
+			out = append(out, l)
+		case strings.TrimSpace(l) == "}":
+			skip = false
+		}
+	}
+	return strings.Join(out, "")
+}
+
+// TestHeals changes by hand what carries policy. All comes back as it was, soon, and an
+// empty chain of an endpoint or policy lets nothing pass.
+func TestHeals(t *testing.T) {
+	n, r := node(t)
+	kerneltest.Must(t, n.Engine.SetEndpoint(kerneltest.Pod(0, "app=a")), n.Engine.SetEndpoint(kerneltest.Pod(1, "app=b")))
+	p := kerneltest.Global("in", "app == 'a'", policy.Ingress, kerneltest.Port(model.RuleDeny, 6, 9), kerneltest.Port(model.RuleAllow, 6, 80))
+	p.Ingress[1].Source.Selector = "app == 'b'"
+	nets := kerneltest.Global("nets", "app == 'a'", policy.Ingress, kerneltest.Port(model.RuleDeny, 6, 10))
+	for i := range 3 {
+		nets.Ingress[0].Source.NotNets = append(nets.Ingress[0].Source.NotNets, netip.MustParsePrefix(fmt.Sprintf("172.16.%d.0/26", i)), netip.MustParsePrefix(fmt.Sprintf("fd77:%d::/64", i)))
+	}
+	kerneltest.Must(t, n.Engine.SetPolicy(p), n.Engine.SetPolicy(nets))
+	r.InSync()
+	n.Flush()
+	before := table(n)
+	set, chain := "", ""
+	for l := range strings.Lines(before) {
+		f := strings.Fields(l)
+		if len(f) > 2 && f[0] == "set" && strings.HasPrefix(f[1], "a4") {
+			set = f[1]
+		}
+		if len(f) > 2 && f[0] == "chain" && strings.HasPrefix(f[1], "p-") && !strings.HasSuffix(f[1], "-6") {
+			chain = f[1]
+		}
+	}
+	pass, no := n.Packet(false, 6, "pod1", "pod0", 80), n.Packet(false, 6, "pod1", "pod0", 81)
+	for i, c := range []struct {
+		what   string
+		closed bool // nothing forbidden passes in between
+	}{
+		{"flush chain inet causeway wi-cali0", true},
+		{"flush chain inet causeway " + chain, true},
+		{"flush set inet causeway " + set, true},
+		{"flush map inet causeway to-workload", true},
+		{"delete element inet causeway from-workload { \"cali1\" }", true},
+		{"flush set inet causeway sources-4", true},
+		{"flush set inet causeway transaction", true},
+		{"insert rule inet causeway workload-ingress accept", false},
+		{"add chain inet causeway theirs; add rule inet causeway theirs accept", true},
+		{"add set inet causeway theirs { type ipv4_addr ; }", true},
+		{"chain inet causeway filter-input { policy drop ; }", true},
+		{"flush table inet causeway", false},
+		{"delete table inet causeway", false},
+		{"delete table inet causeway; add table inet causeway; add chain inet causeway filter-forward", false},
+		{"delete table inet causeway; add table inet causeway; add set inet causeway sources-4 { type ipv4_addr ; }", false},
+		{"flush ruleset", false},
+	} {
+		// What comes too soon after the last drift waits its time.
+		seen := r.Status().Healed
+		n.Lab.Run(t, "nft", c.what)
+		if c.closed {
+			if got, err := n.Lab.Fire([]trace.Packet{no}); err != nil || got[0] {
+				t.Errorf("%s: a forbidden packet arrived (%v)", c.what, err)
+			}
+		}
+		began := time.Now()
+		kerneltest.Eventually(t, func() string {
+			if r.Status().Healed == seen {
+				return c.what + ": the change was not seen"
+			}
+			if now := listed(n); now != before {
+				return fmt.Sprintf("%s:\n%s\nbefore:\n%s", c.what, now, before)
+			}
+			return ""
+		})
+		if took := time.Since(began); i == 0 && took > 5*time.Second {
+			t.Errorf("%s: healed after %v", c.what, took)
+		}
+		if wrong, err := n.Lab.Check([]trace.Packet{pass, no}, []bool{true, false}); err != nil || len(wrong) > 0 {
+			t.Errorf("%s, and it is back: %v, %v", c.what, wrong, err)
+		}
+	}
+	if err := r.Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// listed is table, where there may be none.
+func listed(n *kerneltest.Node) string {
+	if !strings.Contains(n.Lab.Run(n.T, "nft", "list", "tables"), "inet "+nftables.TableName) {
+		return ""
+	}
+	return table(n)
+}
+
+// TestForeign leaves other tables alone, and does not heal for their sake.
+func TestForeign(t *testing.T) {
+	n, r := node(t)
+	n.Lab.Run(t, "nft", "table inet theirs { set s { type ipv4_addr; }; chain c { type filter hook forward priority 0; }; }")
+	kerneltest.Must(t, n.Engine.SetEndpoint(kerneltest.Pod(0, "app=a")))
+	r.InSync()
+	n.Flush()
+	r.to.took()
+	kerneltest.Eventually(t, func() string { // of the start itself, when others' changes come between
+		n.Lab.Run(t, "nft", "add element inet theirs s { 10.0.0.1 }; add rule inet theirs c counter; delete element inet theirs s { 10.0.0.1 }")
+		if s := r.Status(); s.Healed > 0 {
+			t.Fatalf("%d changes of another table were taken for ours", s.Healed)
+		}
+		return ""
+	})
+	r.Stop()
+	kerneltest.Must(t, nftables.Remove(t.Context(), nftables.NewHost().Within(n.Lab.Within)), nftables.Remove(t.Context(), nftables.NewHost().Within(n.Lab.Within)))
+	if left := n.Lab.Run(t, "nft", "list", "tables"); left != "table inet theirs\n" {
+		t.Errorf("Remove left %q", left)
+	}
+}
+
+// TestDelta changes one thing of many: only what it touches is written.
+func TestDelta(t *testing.T) {
+	n, r := node(t)
+	for i := range 60 {
+		e := kerneltest.Pod(i, "app=a")
+		e.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(i)})}
+		e.Interface = fmt.Sprintf("cali%04x", i*653)
+		kerneltest.Must(t, n.Engine.SetEndpoint(e))
+		p := kerneltest.Global(fmt.Sprintf("p%d", i), "app == 'a'", policy.Ingress, kerneltest.Port(model.RuleAllow, 6, i+1))
+		p.Ingress[0].Source.Selector = fmt.Sprintf("app == 'a' && label != '%d'", i)
+		kerneltest.Must(t, n.Engine.SetPolicy(p))
+	}
+	r.InSync()
+	n.Flush()
+	r.to.took()
+	step := func(what string, transactions, lines, bytes int) {
+		t.Helper()
+		n.Flush()
+		scripts := r.to.took()
+		all := strings.Join(scripts, "")
+		if len(scripts) != transactions || strings.Count(all, "\n") > lines || len(all) > bytes {
+			t.Errorf("%s: %d transactions, %d lines, %d bytes\n%.2000s", what, len(scripts), strings.Count(all, "\n"), len(all), all)
+		}
+	}
+	step("nothing", 0, 0, 0)
+	p := kerneltest.Global("p7", "app == 'a'", policy.Ingress, kerneltest.Port(model.RuleAllow, 6, 1000))
+	p.Ingress[0].Source.Selector = "app == 'a' && label != '7'"
+	kerneltest.Must(t, n.Engine.SetPolicy(p))
+	step("one rule of a policy", 1, 8, 1200)
+	far := model.PolicyEndpoint{ID: model.PolicyEndpointID{Namespace: "red", Name: "far"}, Labels: map[string]string{"app": "a", "label": "3"},
+		Addresses: []netip.Addr{netip.MustParseAddr("10.9.9.9")}}
+	kerneltest.Must(t, n.Engine.SetEndpoint(far))
+	step("a pod elsewhere: a member of 59 sets", 1, 61, 5000)
+	far.Labels["label"] = "4"
+	kerneltest.Must(t, n.Engine.SetEndpoint(far))
+	step("its label: a member of two sets", 1, 4, 400)
+	e := kerneltest.Pod(100, "app=b")
+	e.Interface, e.Addresses = "califfff", []netip.Addr{netip.MustParseAddr("10.1.0.200")}
+	kerneltest.Must(t, n.Engine.SetEndpoint(e))
+	step("a pod without policy", 1, 12, 1500)
+	n.Engine.RemoveEndpoint(e.ID)
+	step("and gone", 1, 12, 1500)
+
+	// A restart that finds everything as it should be leaves rules, sets and counters alone.
+	var known []string
+	whole := n.Engine.Whole()
+	for _, e := range whole.Endpoints {
+		known = append(known, e.Interface)
+	}
+	r.Stop()
+	r = start(t, n.Lab, known...)
+	n.Backend = r
+	r.Apply(whole)
+	r.InSync()
+	n.Settle()
+	for _, s := range r.to.took() {
+		for l := range strings.Lines(s) {
+			if strings.Contains(l, " cali") || strings.Contains(l, " p-") || strings.Contains(l, " w") || strings.Contains(l, "element") && !strings.Contains(l, " transaction ") {
+				t.Errorf("the restart wrote %s", l)
+			}
+		}
+	}
+}
+
+// TestStarted goes on where an agent of another release left off: what stands in the way of
+// what is wanted is made anew.
+func TestStarted(t *testing.T) {
+	n := kerneltest.NewNode(t)
+	n.Lab.Run(t, "nft", `table inet causeway {
+		set sources-4 { type ipv4_addr; }
+		map to-workload { type ifname : verdict; }
+		chain old { type filter hook forward priority 10; policy drop; }
+		chain filter-forward { type filter hook forward priority 10; }
+	}`)
+	r := start(t, n.Lab)
+	n.Backend = r
+	kerneltest.Must(t, n.Engine.SetEndpoint(kerneltest.Pod(0, "app=a")), n.Engine.SetEndpoint(kerneltest.Pod(1, "app=b")))
+	r.InSync()
+	n.Flush()
+	n.Expect("after an older release", "pod0 > pod1:80 yes", "outside > pod0:1 yes", "outside > pod2:1 no")
+	if s := table(n); strings.Contains(s, "chain old") {
+		t.Error(s)
+	}
+}
+
+// refusing refuses lines of transactions, as the kernel does.
+type refusing struct {
+	*written
+	bad func(line string) bool
+}
+
+func (k *refusing) line(tx *knftables.Transaction) error {
+	n := 0
+	for l := range strings.Lines(tx.String()) {
+		n++
+		if k.bad(l) {
+			return fmt.Errorf("/dev/stdin:%d:1-20: Error: refused by the test", n)
+		}
+	}
+	return nil
+}
