@@ -73,9 +73,8 @@ func (m *PolicyMemory) Without(now *PolicyMemory) *PolicyUpdate {
 	return &PolicyUpdate{changes: changes.take()}
 }
 
-// Recall puts what is known of a pod of this node in the place of a pod of which nothing is:
-// an attached pod whose object was not seen yet, and that had the same interface and
-// addresses before, is the same one. While the source has not told everything, what holds for
+// Recall puts what is known of a pod of this node in the place of the same pod of which nothing is:
+// one that is attached and whose object was not seen yet. While the source has not told everything, what holds for
 // hosts stays as it is known, too: what the source says are defaults until it has read.
 func (m *PolicyMemory) Recall(u *PolicyUpdate, everything bool) *PolicyUpdate {
 	out := &PolicyUpdate{Pending: u.Pending, Recalled: u.Recalled, Seq: u.Seq, changes: slices.Clone(u.changes)}
@@ -92,11 +91,24 @@ func (m *PolicyMemory) Recall(u *PolicyUpdate, everything bool) *PolicyUpdate {
 			continue
 		}
 		value, err := decodeThing(data)
-		if was, ok := value.(model.PolicyEndpoint); err == nil && ok && !was.Unknown && was.Interface == ep.Interface && slices.Equal(was.Addresses, ep.Addresses) {
+		if was, ok := value.(model.PolicyEndpoint); err == nil && ok && !was.Unknown && samePod(&was, &ep) {
+			was.Addresses = ep.Addresses
 			out.changes[i].value = was
 		}
 	}
 	return out
+}
+
+// samePod reports whether a pod of one name and interface is the same as before. It may have another
+// sandbox, with other addresses; where a runtime tells no UID, they tell.
+func samePod(was, now *model.PolicyEndpoint) bool {
+	if was.Interface != now.Interface {
+		return false
+	}
+	if was.UID != "" && now.UID != "" {
+		return was.UID == now.UID
+	}
+	return slices.Equal(was.Addresses, now.Addresses)
 }
 
 // thing is the written form: one field is set.
@@ -132,6 +144,7 @@ type endpointForm struct {
 	Addresses      []netip.Addr           `json:"addresses,omitempty"`
 	Ports          []model.EndpointPort   `json:"ports,omitempty"`
 	Interface      string                 `json:"interface,omitempty"`
+	UID            string                 `json:"uid,omitempty"`
 	Unknown        bool                   `json:"unknown,omitempty"`
 	AllowedSources []netip.Prefix         `json:"sources,omitempty"`
 	Profiles       []string               `json:"profiles,omitempty"`

@@ -190,7 +190,7 @@ func (p *Policies) endpoints(k podKey, l *localPod) []model.PolicyEndpoint {
 		if i > 0 {
 			ep.ID.Name += "/" + a.Key.IfName
 		}
-		ep.Interface, ep.Addresses = a.HostInterface, a.Addresses
+		ep.Interface, ep.Addresses, ep.UID = a.HostInterface, a.Addresses, a.PodUID
 		switch o := l.object; {
 		case o != nil && o.Is(a.PodUID):
 			ep.Labels, ep.ServiceAccount, ep.Ports = o.Labels, o.ServiceAccount, o.Ports

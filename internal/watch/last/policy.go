@@ -16,9 +16,12 @@ import (
 	"github.com/causeway-net/causeway/internal/watch"
 )
 
-// policyGather is how long changes of policy are gathered before the file is written again:
-// the pods of a large cluster are some megabytes.
-const policyGather = 10 * time.Second
+// Changes of policy are gathered before the file is written again, for a hundred times as long as it
+// took, within these bounds: the pods of a large cluster are some megabytes.
+const (
+	policyGatherLeast = 100 * time.Millisecond
+	policyGatherMost  = 10 * time.Second
+)
 
 // policyHead is the first line of the file.
 type policyHead struct {
@@ -113,6 +116,7 @@ func (k *PolicyKeeper) Run(ctx context.Context) error {
 			continue
 		case <-k.wake:
 		}
+		began := time.Now()
 		k.mu.Lock()
 		lines := k.told.Lines()
 		k.mu.Unlock()
@@ -121,7 +125,7 @@ func (k *PolicyKeeper) Run(ctx context.Context) error {
 			k.log.Warn("the next agent will not know policy until the datastore answers", "error", err)
 		}
 		failing = err != nil
-		gather := time.NewTimer(policyGather)
+		gather := time.NewTimer(min(max(100*time.Since(began), policyGatherLeast), policyGatherMost))
 		for waiting := true; waiting; {
 			select {
 			case <-ctx.Done():
