@@ -167,8 +167,9 @@ func TestAgents(t *testing.T) {
 		_, err := known.cni("del")
 		c.must(err)
 		known.add().reaches(p2.addr)
-		unknown := n1.sandbox("unknown").add()
-		unknown.reaches(p2.addr)
+		// Nothing passes by a pod of which nobody knows what it may (I2).
+		unknown := n1.nameless("unknown").add()
+		unknown.reachesNot(p2.addr)
 		for _, probe := range []string{"/livez", "/readyz"} {
 			if code, body := n1.probe(probe); code != 200 {
 				t.Errorf("%s without API server: %d %s", probe, code, body)
@@ -196,8 +197,9 @@ func TestAgents(t *testing.T) {
 			}
 			return ""
 		})
-		late := n1.sandbox("late").add()
-		late.reaches(p2.addr)
+		late := n1.nameless("late").add()
+		late.reachesNot(p2.addr)
+		known.reaches(p2.addr)
 		c.must(server.StartAPI())
 		c.eventually("the status says that it is back", func() string {
 			if st, err := n1.status(); err != nil || st.Source.Error != "" || !st.Ready || len(st.Peers) != 1 || st.Peers[0].State != "Established" {
@@ -208,6 +210,11 @@ func TestAgents(t *testing.T) {
 		end()
 		if got := transition(n1); got != before {
 			t.Errorf("the condition flipped: %s, was %s", got, before)
+		}
+		// Their objects arrive; a runtime that gave no UID means the pod of that name.
+		for _, p := range []*pod{unknown, late} {
+			n1.podObject(p.name, nil)
+			p.reaches(p2.addr)
 		}
 		for _, p := range []*pod{known, unknown, late} {
 			_, err := p.cni("del")

@@ -310,16 +310,31 @@ type pod struct {
 	addr     string
 }
 
-// object makes the Pod object.
+// newPod makes a pod's object and its namespace.
 func (n *node) newPod(name string, annotations map[string]string) *pod {
+	n.t.Helper()
+	uid := n.podObject(name, annotations)
+	p := n.sandbox(name)
+	p.uid = uid
+	return p
+}
+
+// podObject makes the Pod object.
+func (n *node) podObject(name string, annotations map[string]string) (uid string) {
 	n.t.Helper()
 	o, err := n.clients.Core.CoreV1().Pods("default").Create(n.t.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", Annotations: annotations},
 		Spec:       corev1.PodSpec{NodeName: n.name, Containers: []corev1.Container{{Name: "c", Image: "i"}}},
 	}, metav1.CreateOptions{})
 	n.must(err)
+	return string(o.UID)
+}
+
+// nameless is a sandbox whose runtime does not tell the pod's UID.
+func (n *node) nameless(name string) *pod {
+	n.t.Helper()
 	p := n.sandbox(name)
-	p.uid = string(o.UID)
+	p.uid = ""
 	return p
 }
 
@@ -334,8 +349,11 @@ func (n *node) sandbox(name string) *pod {
 // cni executes the plugins of the list as a runtime does, on the node.
 func (p *pod) cni(command string) (string, error) {
 	cmd := p.on.inside(filepath.Join(apiserver.Bin(), "cnitool"), command, "k8s-pod-network", "/var/run/netns/"+p.ns)
-	cmd.Env = append(os.Environ(), "NETCONFPATH="+p.on.path("host", "net.d"), "CNI_PATH="+p.on.path("host", "bin"), "CNI_IFNAME=eth0",
-		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME="+p.name+";K8S_POD_UID="+p.uid)
+	args := "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + p.name
+	if p.uid != "" {
+		args += ";K8S_POD_UID=" + p.uid
+	}
+	cmd.Env = append(os.Environ(), "NETCONFPATH="+p.on.path("host", "net.d"), "CNI_PATH="+p.on.path("host", "bin"), "CNI_IFNAME=eth0", "CNI_ARGS="+args)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
@@ -369,6 +387,14 @@ func (p *pod) reaches(addr string) {
 		}
 		return ""
 	})
+}
+
+// reachesNot asks for long enough that what has an address, a link and a route would be reached.
+func (p *pod) reachesNot(addr string) {
+	p.on.t.Helper()
+	if out, err := exec.Command("ip", "netns", "exec", p.ns, "ping", "-n", "-c5", "-i0.1", "-W1", addr).CombinedOutput(); err == nil {
+		p.on.t.Errorf("pod %s reaches %s: %s", p.name, addr, out)
+	}
 }
 
 // stream pings ten times a second until the returned function is called, which fails the test
