@@ -146,7 +146,9 @@ func killedInChange(t *testing.T, f *fabric) {
 		fs.goOn(t, 100*time.Millisecond)
 		longest, lost, sent := fs.interrupted(t)
 		t.Logf("%s, killed after %s: %d of %d packets lost in %d flows, longest interruption %s", c, after, lost, sent, len(fs), longest.Round(time.Millisecond))
-		if longest > lab.Slow(2*time.Second) {
+		// For two seconds the others keep what this node still uses. A machine that is emulated starts no
+		// agent in that time: there only the end counts, which settle has seen.
+		if lab.Slow(1) == 1 && longest > 2*time.Second {
 			t.Errorf("%s, killed after %s: a flow was interrupted for %s", c, after, longest)
 		}
 	}
