@@ -103,11 +103,7 @@ func NewPolicy(cfg PolicyConfig) (*Policy, error) {
 		if !r.declared(Raw) {
 			r.Set(Raw, ReversePath(cfg.Workloads))
 		}
-		r.Set(Filter, TableState{Hooks: []Hook{
-			{Chain: "INPUT", Rule: Rule{Action: Jump(inputChain)}},
-			{Chain: "FORWARD", Rule: Rule{Action: Jump(forwardChain)}},
-			{Chain: "OUTPUT", Rule: Rule{Action: Jump(outputChain)}},
-		}})
+		r.Set(Filter, TableState{})
 		f.write(f.rules.begin())
 		p.families = append(p.families, f)
 	}

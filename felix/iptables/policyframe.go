@@ -1,6 +1,9 @@
 package iptables
 
-import "strconv"
+import (
+	"slices"
+	"strconv"
+)
 
 // Chains of ours that the hooks go to.
 const (
@@ -21,6 +24,7 @@ func (s *ruleset) constant(e *edit) {
 // frame makes the chains that hooks go to, and the hooks, for the host endpoints that there are.
 func (s *ruleset) frame(e *edit, f features) {
 	s.put(e, Filter, "/frame", []Chain{s.input(f), s.toHost(), s.forward(f), s.output(f)})
+	s.hooked(e, Filter, s.filterHooks(f))
 	hook := func(from, to string) Hook { return Hook{Chain: from, Rule: Rule{Action: Jump(to)}} }
 
 	var rawChains []Chain
@@ -45,6 +49,26 @@ func (s *ruleset) frame(e *edit, f features) {
 	}
 	s.put(e, Mangle, "/frame", mangle)
 	s.hooked(e, Mangle, hooks)
+}
+
+// filterHooks let what is established and not forbidden pass at once, where it is forwarded: most
+// packets are of that kind, and to go to a chain costs each of them. Without host endpoints
+// what is not of workloads goes nowhere at all; above all tunnels' packets do not.
+func (s *ruleset) filterHooks(f features) []Hook {
+	in, out := []string{"-i", s.prefix + "+"}, []string{"-o", s.prefix + "+"}
+	hook := func(chain string, action Action, match ...[]string) Hook {
+		return Hook{Chain: chain, Rule: Rule{Match: slices.Concat(match...), Action: action}}
+	}
+	known, allowed := state(established), []string{"-m", "connmark", "--mark", hexMask0(s.marks.Forbidden)}
+	hooks := []Hook{
+		hook("FORWARD", Accept(), in, known, allowed),
+		hook("FORWARD", Accept(), out, known, allowed),
+		hook("FORWARD", Jump(forwardChain)),
+	}
+	if f.any || f.untracked {
+		return append(hooks, hook("INPUT", Jump(inputChain)), hook("OUTPUT", Jump(outputChain)))
+	}
+	return append(hooks, hook("INPUT", Jump(inputChain), in), hook("OUTPUT", Jump(outputChain), out))
 }
 
 func (s *ruleset) hooked(e *edit, t Table, hooks []Hook) {
@@ -126,12 +150,10 @@ func (s *ruleset) toHost() Chain {
 	return c
 }
 
+// forward decides on what filterHooks leaves.
 func (s *ruleset) forward(f features) Chain {
 	in, out := []string{"-i", s.prefix + "+"}, []string{"-o", s.prefix + "+"}
 	rules := []Rule{s.forbidden()}
-	for _, end := range [][]string{in, out} {
-		rules = append(rules, Rule{Match: append(end[:2:2], state(established)...), Action: Accept()})
-	}
 	for _, end := range [][]string{in, out} {
 		rules = append(rules, Rule{Match: append(end[:2:2], state("INVALID")...), Action: Drop()})
 	}
