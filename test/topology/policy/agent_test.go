@@ -77,7 +77,7 @@ func killedInChange(t *testing.T, f *fabric) {
 	l := f.loaded(t)
 	agent := f.n1.Daemon("agent")
 	// A folder's file is believed a tenth of a second after it was written.
-	for i, after := range []time.Duration{100, 115, 130, 150, 180, 620} {
+	for i, after := range []time.Duration{110, 150, 620} {
 		began := time.Now()
 		f.write(t, versions[(i+1)%2]...)
 		scenario.Eventually(t, time.Minute, "the change begins", func() error {

@@ -26,6 +26,9 @@ type badPolicy struct {
 	field      string
 }
 
+// neverValid begins the names of policies that have no valid version.
+const neverValid = "never-valid"
+
 // badPolicies put policies that cannot be in force in the place of one that is, and beside it.
 // All of them would let everybody in, or nobody, were a part of them believed.
 func badPolicies(t *testing.T, f *fabric) {
@@ -43,30 +46,39 @@ spec: {podSelector: {}, ingress: [{ports: [{port: 80, endPort: 70, protocol: UDP
 	}
 	f.put(t, f.sets(), onlyGood("base", 100))
 	l := f.loaded(t)
-	for _, b := range bads {
-		name := "never-valid"
-		bad := strings.ReplaceAll(b.text, "NAME", name)
-		f.put(t, f.sets(), onlyGood("base", 100), bad)
-		f.reported(t, b, name)
-		l.goOn(t)
-
-		// In the place of the one that is in force alone.
-		name = "edited"
-		good := onlyGood(name, 50)
-		if strings.HasPrefix(b.object, "Kubernetes") {
-			good = kubernetesOnlyGood(name, f.good1, f.good2)
+	step := func(what string, report bool, version func(b badPolicy, name string) string) {
+		t.Helper()
+		documents := []string{f.sets()}
+		if what == neverValid {
+			documents = append(documents, onlyGood("base", 100))
 		}
-		f.put(t, f.sets(), onlyGood("base", 100), good)
-		f.put(t, f.sets(), good)
-		f.unreported(t)
-		f.put(t, f.sets(), strings.ReplaceAll(b.text, "NAME", name))
-		f.reported(t, b, name)
+		for i, b := range bads {
+			documents = append(documents, version(b, fmt.Sprintf("%s-%d", what, i)))
+		}
+		f.put(t, documents...)
+		if !report {
+			f.unreported(t)
+		}
+		for i, b := range bads {
+			if report {
+				f.reported(t, b, fmt.Sprintf("%s-%d", what, i))
+			}
+		}
 		l.goOn(t)
-		f.put(t, f.sets(), onlyGood("base", 100), good)
-		f.unreported(t)
-		f.put(t, f.sets(), onlyGood("base", 100))
-		l.noneForbidden(t, b.what)
+		l.noneForbidden(t, what)
 	}
+	bad := func(b badPolicy, name string) string { return strings.ReplaceAll(b.text, "NAME", name) }
+	good := func(b badPolicy, name string) string {
+		if strings.HasPrefix(b.object, "Kubernetes") {
+			return kubernetesOnlyGood(name, f.good1, f.good2)
+		}
+		return onlyGood(name, 50)
+	}
+	step(neverValid, true, bad)
+	// In the place of those that are in force, and nothing beside them.
+	step("edited", false, good)
+	step("edited", true, bad)
+	step("edited", false, good)
 	l.end(t)
 
 	// A tier that comes later brings its policy into force.

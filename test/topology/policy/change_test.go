@@ -45,12 +45,12 @@ func (f *fabric) loaded(t *testing.T) *load {
 	return l
 }
 
-// goOn waits until each stream and each hail has sent 100 more packets.
+// goOn waits until of each stream and each hail 50 more packets have come or gone.
 func (l *load) goOn(t *testing.T) {
 	t.Helper()
 	var until []int
 	for _, s := range l.allowed {
-		until = append(until, s.Received()+lab.SlowRate(100))
+		until = append(until, s.Received()+lab.SlowRate(50))
 	}
 	for i, s := range l.allowed {
 		scenario.Eventually(t, time.Minute, "allowed packets arrive", func() error {
@@ -60,7 +60,7 @@ func (l *load) goOn(t *testing.T) {
 			return nil
 		})
 	}
-	goOn(t, 100, l.hails...)
+	goOn(t, 50, l.hails...)
 }
 
 // isForbidden reports whether a packet is of those that nobody allows.
@@ -110,27 +110,23 @@ func changedUnderTraffic(t *testing.T, f *fabric) {
 		return gnp(name, order, "ingress: [{action: Allow, source: {nets: ["+quoted(prefixes(f.good1, f.good2))+"]}}]")
 	}
 	const many = 2000
+	// An object that is gone from a file is believed to be half a second later: until then both
+	// versions are in force.
 	steps := []struct {
 		name      string
 		documents []string
 	}{
 		{"one more, after it", nets(onlyGood("first", 100), denyBad(200))},
 		{"the other way round", nets(onlyGood("first", 200), denyBad(100))},
-		{"and back", nets(onlyGood("first", 100), denyBad(200))},
-		{"one less", nets(onlyGood("first", 100))},
-		{"another name", nets(onlyGood("second", 100))},
-		{"nets in the place of a selector", nets(byNets("second", 100))},
-		{"and back", nets(onlyGood("second", 100))},
-		{"of a namespace", nets(namespaced("second"))},
+		{"nets in the place of a selector", nets(byNets("first", 200), denyBad(100))},
+		{"another name, and one less", nets(onlyGood("second", 100))},
 		{"in a tier of its own", nets(tier("mine", 10), inTier(onlyGood("mine.second", 100), "mine"))},
-		{"which passes to another", nets(tier("mine", 10), gnpIn("mine", "mine.pass", "ingress: [{action: Deny, source: {selector: role == 'bad'}}, {action: Pass}]"), onlyGood("second", 100))},
-		{"tiers in another order", nets(tier("mine", 2000000), inTier(onlyGood("mine.second", 100), "mine"), onlyGood("second", 100))},
-		{"the first alone", nets(onlyGood("first", 100))},
-		{"a set grows", nets(onlyGood("first", 100), bigSet("good", many))},
-		{"and shrinks", nets(onlyGood("first", 100), bigSet("good", many/10))},
-		{"and is gone", nets(onlyGood("first", 100))},
+		{"which passes to another", nets(tier("mine", 10), gnpIn("mine", "mine.second", "ingress: [{action: Deny, source: {selector: role == 'bad'}}, {action: Pass}]"), onlyGood("second", 100))},
+		{"tiers in another order", nets(tier("mine", 2000000), gnpIn("mine", "mine.second", "ingress: [{action: Deny, source: {selector: role == 'bad'}}, {action: Pass}]"), onlyGood("second", 100))},
+		{"of a namespace", nets(namespaced("second"))},
+		{"a set grows", nets(namespaced("second"), bigSet("good", many))},
+		{"and shrinks", nets(namespaced("second"), bigSet("good", many/10))},
 		{"a set that is forbidden grows", nets(denyBad(100), onlyGood("first", 200), bigSet("bad", many))},
-		{"and is gone", nets(onlyGood("first", 100))},
 		{"many policies", nets(append(manyPolicies(100), onlyGood("first", 100))...)},
 		{"and few", nets(onlyGood("first", 100))},
 	}
@@ -158,7 +154,7 @@ func changedUnderTraffic(t *testing.T, f *fabric) {
 // replacedQuickly writes one version after the other, without waiting for any.
 func (f *fabric) replacedQuickly(t *testing.T, l *load) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	n := 0
 	for tick := time.NewTicker(7 * time.Millisecond); ctx.Err() == nil; n++ {
@@ -170,7 +166,7 @@ func (f *fabric) replacedQuickly(t *testing.T, l *load) {
 	}
 	took := f.put(t, f.sets(), onlyGood("first", 100))
 	l.goOn(t)
-	t.Logf("%d versions within 2 s, the one after them in force after %s", n, took.Round(time.Millisecond))
+	t.Logf("%d versions within a second, the one after them in force after %s", n, took.Round(time.Millisecond))
 }
 
 // gnp is a GlobalNetworkPolicy for the target.

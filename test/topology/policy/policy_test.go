@@ -4,6 +4,7 @@
 package policy
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -39,6 +40,23 @@ func TestIPTables(t *testing.T) { run(t, backend{"iptables", "nftablesMode: Disa
 
 func TestNFTables(t *testing.T) { run(t, backend{"nftables", "nftablesMode: Enabled"}) }
 
+// inKernel returns nil when this backend's rules are there, and the other's are not.
+func (b backend) inKernel(ctx context.Context, n *lab.Node) error {
+	chains, err := n.Exec(ctx, "iptables", "-S")
+	if err != nil {
+		return err
+	}
+	tables, err := n.Exec(ctx, "nft", "list", "tables")
+	if err != nil {
+		return err
+	}
+	byIPTables, byNFTables := strings.Contains(chains, "-N cali-FORWARD"), strings.Contains(tables, " causeway\n")
+	if byIPTables != (b.name == "iptables") || byNFTables != (b.name == "nftables") {
+		return fmt.Errorf("rules in iptables: %t, in nftables: %t", byIPTables, byNFTables)
+	}
+	return nil
+}
+
 // fabric is the topology with the pods that live as long as it.
 type fabric struct {
 	*scenario.Fabric
@@ -53,8 +71,10 @@ type fabric struct {
 	version   version
 }
 
+// run has both backends run beside each other: most of the time they wait.
 func run(t *testing.T, b backend) {
-	f := &fabric{Fabric: scenario.Up(t, "one-subnet", func(o *lab.Options) { o.NoAgents = true }), backend: b}
+	t.Parallel()
+	f := &fabric{Fabric: scenario.Up(t, "one-subnet", func(o *lab.Options) { o.NoAgents, o.Name = true, o.Name+"-"+b.name }), backend: b}
 	f.n1, f.n2 = f.Node("n1"), f.Node("n2")
 	f.felix(t, "")
 	ctx := scenario.Context(t, time.Minute)
@@ -77,6 +97,9 @@ func run(t *testing.T, b backend) {
 		f.Pods = append(f.Pods, *p.pod)
 	}
 	f.PodsTalk(t, 30*time.Second)
+	if err := b.inKernel(ctx, f.n1); err != nil {
+		t.Fatalf("with %s: %v", b.felix, err)
+	}
 	f.markerTap = openTap(t, f.marker)
 	f.write(t)
 	f.closes(t, 10*time.Second, writtenPort) // no version opens it: from now on the marker marks
