@@ -15,6 +15,7 @@ import (
 
 	"github.com/causeway-net/causeway/bgp/child"
 	"github.com/causeway-net/causeway/felix/iptables"
+	"github.com/causeway-net/causeway/internal/announce"
 	"github.com/causeway-net/causeway/internal/nodeaddr"
 	"github.com/causeway-net/causeway/internal/task"
 )
@@ -35,6 +36,7 @@ type options struct {
 	kubeconfig       string
 	healthAddress    string
 	metricsAddress   string
+	announcePort     uint16
 	cniConfDir       string
 	ipv4, ipv6       string // autodetection methods
 
@@ -105,6 +107,7 @@ func newAgentCommand() (*options, *cobra.Command) {
 	f.StringVar(&o.procSys, "proc-sys", "/proc/sys", "folder of the host's sysctls, for a container whose own /proc/sys is read-only")
 	f.StringVar(&o.healthAddress, "health-address", "", "serve /livez and /readyz on this loopback address, as 127.0.0.1:9099")
 	f.StringVar(&o.metricsAddress, "metrics-address", "", "serve /metrics for Prometheus on this address, as :9091")
+	f.Uint16Var(&o.announcePort, "announce-port", announce.DefaultPort, "UDP port on which agents tell each other the addresses of new pods; the same on all nodes")
 	f.StringVar(&o.cniConfDir, "cni-conf-dir", "", "keep the container runtime's network configuration, 10-causeway.conflist, in this folder; it is written once the agent is ready and stays when it ends")
 	f.BoolVar(&o.cleanup, "cleanup", false, "remove from this host all that Causeway made, pods' links too, and end; drain the node first")
 	f.StringVar(&o.cniBinDir, "cni-bin-dir", "", "with --cleanup: remove the plugins' programs from this folder")

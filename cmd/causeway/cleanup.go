@@ -19,6 +19,7 @@ import (
 	"github.com/causeway-net/causeway/felix"
 	"github.com/causeway-net/causeway/felix/ipset"
 	"github.com/causeway-net/causeway/felix/iptables"
+	"github.com/causeway-net/causeway/felix/nftables"
 	"github.com/causeway-net/causeway/felix/route"
 	"github.com/causeway-net/causeway/felix/tunnel"
 	"github.com/causeway-net/causeway/internal/model"
@@ -163,6 +164,11 @@ func removeRules(ctx context.Context, log *slog.Logger) (done []string, err erro
 		}
 		errs = append(errs, iptables.Remove(ctx, iptables.Config{Family: family, Log: log}))
 	}
+	gone, err := nftables.Remove(ctx, nil)
+	if gone {
+		done = append(done, fmt.Sprintf("table inet %s removed from nftables", nftables.TableName))
+	}
+	errs = append(errs, err)
 	return done, errors.Join(errs...)
 }
 

@@ -51,6 +51,8 @@ type datastore struct {
 type published struct {
 	snapshot func(*model.Snapshot)
 	policy   func(*watch.PolicyUpdate)
+	// announceKey hears the key that agents share; nil where nobody asks.
+	announceKey func([]byte)
 }
 
 // openDatastore makes the parts; nothing is read yet.
@@ -95,7 +97,7 @@ func openKubernetes(o options, log *slog.Logger, to published) (*datastore, erro
 	keeper := last.NewKeeper(filepath.Join(o.runDir, "snapshot.json"), o.nodeName, log, to.snapshot)
 	policy := last.NewPolicyKeeper(filepath.Join(o.runDir, "policy.json"), o.nodeName, log, to.policy)
 	source, err := watchkube.New(watchkube.Config{
-		Clients: clients, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: keeper.Publish, Policy: policy.Publish,
+		Clients: clients, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: keeper.Publish, Policy: policy.Publish, AnnounceKey: to.announceKey,
 	})
 	if err != nil {
 		return nil, err

@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 
+	"github.com/causeway-net/causeway/cni-plugin/server"
 	"github.com/causeway-net/causeway/felix/enforce"
 	"github.com/causeway-net/causeway/felix/iptables"
+	"github.com/causeway-net/causeway/felix/nftables"
 	"github.com/causeway-net/causeway/felix/policy"
+	"github.com/causeway-net/causeway/internal/announce"
 	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/internal/watch"
 )
@@ -35,9 +39,18 @@ func (a *agent) setGuard(v4, v6 model.EncapGuard) {
 	a.policy.SetEncapsulation(v4, v6)
 }
 
-// usePolicy makes the backend that the snapshot asks for. What the other one left goes when this
-// one's rules stand.
+// usePolicy makes the backend that the snapshot asks for. What the other one left of an earlier agent
+// goes when this one's rules stand.
 func (a *agent) usePolicy(snap *model.Snapshot) {
+	if a.nftables = snap.Felix.NFTables; a.nftables {
+		backend, err := nftables.New(nftables.Config{Log: a.log, Marks: a.marks, Known: a.known, Resync: a.o.resync})
+		if err != nil {
+			a.log.Error("policy cannot be enforced, and no pod can start", "error", err)
+			return
+		}
+		a.policy.Use(backend, a.retireIPTables)
+		return
+	}
 	var rules []*iptables.Reconciler
 	for _, r := range a.rules {
 		rules = append(rules, r.Reconciler)
@@ -49,5 +62,44 @@ func (a *agent) usePolicy(snap *model.Snapshot) {
 		a.log.Error("policy cannot be enforced, and no pod can start", "error", err)
 		return
 	}
-	a.policy.Use(backend, func(context.Context) error { return nil })
+	a.policy.Use(backend, func(ctx context.Context) error {
+		_, err := nftables.Remove(ctx, nil)
+		return err
+	})
+}
+
+// retireIPTables has no policy in iptables: its rules go, and then its sets.
+func (a *agent) retireIPTables(ctx context.Context) error {
+	var errs []error
+	for _, r := range a.rules {
+		for _, t := range []iptables.Table{iptables.Mangle, iptables.Filter} {
+			r.Set(t, iptables.TableState{IfThere: true})
+			errs = append(errs, r.WaitChains(ctx, t))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	a.sets.InSync(policySets)
+	return nil
+}
+
+// telling is a dataplane whose pods other nodes hear of as soon as they are attached.
+type telling struct {
+	server.Dataplane
+	tell func(model.Endpoint)
+}
+
+// Attach attaches the pod, and tells of it.
+func (t telling) Attach(ctx context.Context, ep model.Endpoint) error {
+	if err := t.Dataplane.Attach(ctx, ep); err != nil {
+		return err
+	}
+	t.tell(ep)
+	return nil
+}
+
+// hears takes what another node told of a pod of its own.
+func (a *agent) hears(node string, p announce.Pod) {
+	a.data.policies.Announced(node, p.Namespace, p.Name, p.UID, p.Addresses)
 }

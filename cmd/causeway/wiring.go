@@ -32,6 +32,7 @@ import (
 	"github.com/causeway-net/causeway/felix/policy"
 	"github.com/causeway-net/causeway/felix/route"
 	"github.com/causeway-net/causeway/felix/tunnel"
+	"github.com/causeway-net/causeway/internal/announce"
 	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/internal/node"
 	"github.com/causeway-net/causeway/internal/status"
@@ -45,23 +46,24 @@ type agent struct {
 	log     *slog.Logger
 	started time.Time
 
-	run     *runFolder
-	data    *datastore
-	ipam    *ipam.Allocator
-	routes  *route.Table
-	rules   []reversePath // of IPv4 and IPv6
-	links   *link.Uplinks
-	sets    *ipset.Reconciler
-	guard   *encapguard.Guard
-	tunnels *tunnel.Devices
-	overlay *overlay.Overlay
-	policy  *enforce.Enforcer
-	felix   *felix.Dataplane
-	bgp     *gobgp.Reconciler
-	cni     *server.Server
-	pulse   *pulse
-	node    *node.Reporter    // nil without Kubernetes
-	list    *install.Conflist // nil unless wanted
+	run      *runFolder
+	data     *datastore
+	ipam     *ipam.Allocator
+	routes   *route.Table
+	rules    []reversePath // of IPv4 and IPv6
+	links    *link.Uplinks
+	sets     *ipset.Reconciler
+	guard    *encapguard.Guard
+	tunnels  *tunnel.Devices
+	overlay  *overlay.Overlay
+	policy   *enforce.Enforcer
+	felix    *felix.Dataplane
+	bgp      *gobgp.Reconciler
+	cni      *server.Server
+	pulse    *pulse
+	node     *node.Reporter      // nil without Kubernetes
+	announce *announce.Announcer // nil without Kubernetes
+	list     *install.Conflist   // nil unless wanted
 
 	told     chan struct{}    // closed with the first snapshot
 	forced   iptables.Backend // by that snapshot; set before told is closed
@@ -85,8 +87,16 @@ type agent struct {
 func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	a := &agent{o: o, log: log, started: time.Now(), told: make(chan struct{}), snap: &model.Snapshot{}, run: run}
 	run.log, run.mark = log, a.remark
+	to := published{snapshot: a.setSnapshot, policy: a.setPolicy}
 	var err error
-	if a.data, err = openDatastore(o, log, published{a.setSnapshot, a.setPolicy}); err != nil {
+	if o.datastore == kubernetes { // a folder tells of no other node's pods
+		a.announce, err = announce.New(announce.Config{Node: o.nodeName, Port: o.announcePort, Log: log, Deliver: a.hears})
+		if err != nil {
+			return nil, err
+		}
+		to.announceKey = a.announce.SetKey
+	}
+	if a.data, err = openDatastore(o, log, to); err != nil {
 		return nil, err
 	}
 	a.ipam, err = ipam.New(ipam.Config{
@@ -160,6 +170,10 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	})
 
 	var addresses server.IPAM = a.ipam
+	var plane server.Dataplane = a.felix
+	if a.announce != nil {
+		plane = telling{a.felix, a.announce.Announce}
+	}
 	if a.data.clients != nil {
 		a.node, err = node.New(node.Config{
 			Clients: a.data.clients, Node: o.nodeName, Log: log, Ready: a.carries, Subnet: a.links.Subnet, IPv4: v4, IPv6: v6,
@@ -172,7 +186,7 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	}
 	socket := filepath.Join(o.runDir, "cni.sock")
 	a.cni, err = server.New(server.Config{
-		Socket: socket, Log: log, IPAM: addresses, Dataplane: a.felix, Ready: a.ready,
+		Socket: socket, Log: log, IPAM: addresses, Dataplane: plane, Ready: a.ready,
 		MTU: a.podMTU, Workload: a.data.workload, Resync: o.resync, ProcSys: o.procSys,
 	})
 	if err != nil {
@@ -216,6 +230,9 @@ func (a *agent) parts(socket string) []part {
 		answers("bgp", func() { a.bgp.Glance() }),
 		answers("ipam", func() { a.ipam.Ready() }),
 		{"cni", func() error { return askCNI(socket) }},
+	}
+	if a.announce != nil {
+		ps = append(ps, answers("announce", func() { a.announce.Status() }))
 	}
 	for _, r := range a.rules {
 		ps = append(ps, answers(r.String(), func() { r.Status() }))
@@ -268,7 +285,7 @@ func (a *agent) tasks() []task.Task {
 	}
 	ts = append(ts, a.data.tasks...)
 	if a.node != nil {
-		ts = append(ts, a.node)
+		ts = append(ts, a.node, a.announce)
 	}
 	if a.list != nil {
 		ts = append(ts, a.list)
@@ -353,6 +370,9 @@ func (a *agent) apply() {
 	a.felix.Set(snap) // before a pod can get an address of a pool that is new
 	a.overlay.Set(snap)
 	a.ipam.Set(snap)
+	if a.announce != nil {
+		a.announce.Set(snap)
+	}
 	a.advertise()
 	select {
 	case <-a.told:
@@ -553,6 +573,11 @@ func (a *agent) warnings() []string {
 		out = append(out, fmt.Sprintf("%s: %v", a.policy, st.Err))
 	} else if st.Waiting {
 		out = append(out, fmt.Sprintf("%s: changes wait for what was not read yet: %s", a.policy, cmp.Or(strings.Join(st.Missing, ", "), "pods or services that policies name")))
+	}
+	if a.announce != nil {
+		if err := a.announce.Trouble(); err != nil {
+			out = append(out, err.Error())
+		}
 	}
 	if err := a.guard.Err(); err != nil {
 		out = append(out, fmt.Sprintf("%s: %v", a.guard, err))

@@ -207,6 +207,9 @@ func (s *ruleset) hosts() {
 	if s.adopting {
 		end.adopt = true
 		end.rules = []rule{r("counter drop").because("not known yet")}
+		if len(s.guarded) > 0 {
+			end.rules = []rule{r("accept").because("guarded by rules of iptables")}
+		}
 		chains := []*chain{end}
 		for _, p := range places {
 			chains = append(chains, &chain{name: p.root, adopt: true})

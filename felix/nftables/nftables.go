@@ -43,6 +43,10 @@ type Config struct {
 	// delta has the endpoint, or InSync. Other workloads' interfaces let nothing pass until then. Host
 	// endpoints stay as they are until InSync. Optional.
 	Known []string
+	// Guarded are those of Known for whom rules of an earlier agent stand that brought them into the
+	// kernel by other means, iptables: what those let pass passes here, too, until a delta has the
+	// endpoint, or InSync. Those rules are to stay until then. Optional.
+	Guarded []string
 	// Kernel is where the table stands. Optional: a Host of the network namespace that Run is called in.
 	Kernel Kernel
 	// Resync is how often the table is compared with what is wanted without being asked for;
@@ -102,7 +106,7 @@ func New(cfg Config) (*Policy, error) {
 	t := newTable()
 	p := &Policy{
 		log: cfg.Log.With("reconciler", "nftables"), kernel: cfg.Kernel, round: make(chan struct{}),
-		table: t, rules: newRuleset(dialect{cfg.Marks}, t, cfg.Workloads, cfg.Known),
+		table: t, rules: newRuleset(dialect{cfg.Marks}, t, cfg.Workloads, cfg.Known, cfg.Guarded),
 	}
 	p.loop = (&reconcile.Loop{Name: "nftables", Log: cfg.Log, Apply: p.apply, Resync: cfg.Resync}).Init()
 	p.heal = &healer{every: time.Second, poke: p.loop.PokeResync}

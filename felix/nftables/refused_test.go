@@ -2,6 +2,7 @@ package nftables_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -17,6 +18,23 @@ import (
 	"github.com/causeway-net/causeway/felix/trace"
 	"github.com/causeway-net/causeway/internal/model"
 )
+
+// refusing refuses lines of transactions, as the kernel does.
+type refusing struct {
+	*written
+	bad func(line string) bool
+}
+
+func (k *refusing) line(tx *knftables.Transaction) error {
+	n := 0
+	for l := range strings.Lines(tx.String()) {
+		n++
+		if k.bad(l) {
+			return fmt.Errorf("/dev/stdin:%d:1-20: Error: refused by the test", n)
+		}
+	}
+	return nil
+}
 
 func (k *refusing) Run(ctx context.Context, tx *knftables.Transaction) error {
 	if err := k.line(tx); err != nil {
@@ -53,7 +71,11 @@ func TestRefused(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
 			go func() { ended <- pol.Run(ctx) }()
-			defer func() { cancel(); kerneltest.Must(t, <-ended, nftables.Remove(t.Context(), k)) }()
+			defer func() {
+				cancel()
+				_, err := nftables.Remove(t.Context(), k)
+				kerneltest.Must(t, <-ended, err)
+			}()
 			pol.Apply(d)
 			pol.InSync()
 			if err := pol.Wait(ctx, "cali0"); err == nil || !strings.Contains(err.Error(), "refused by the test") || !strings.Contains(err.Error(), "Pod red/pod0") {

@@ -50,8 +50,13 @@ type rig struct {
 
 func start(t testing.TB, l *kerneltest.Lab, known ...string) *rig {
 	t.Helper()
+	return startGuarded(t, l, nil, known...)
+}
+
+func startGuarded(t testing.TB, l *kerneltest.Lab, guarded []string, known ...string) *rig {
+	t.Helper()
 	r := &rig{to: &written{Host: nftables.NewHost().Within(l.Within)}}
-	p, err := nftables.New(nftables.Config{Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Kernel: r.to, Known: known})
+	p, err := nftables.New(nftables.Config{Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Kernel: r.to, Known: known, Guarded: guarded})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,6 +37,7 @@ type ruleset struct {
 	// for hosts stays.
 	adopting bool
 	kept     map[string]bool
+	guarded  map[string]bool // of kept: by others' rules
 
 	host      *model.HostPolicy // nil: not known yet
 	guards    [2]model.EncapGuard
@@ -48,15 +49,20 @@ type ruleset struct {
 	sends  map[string]map[string]map[string]bool // interface → set → keys: what it may send from
 }
 
-func newRuleset(d dialect, t *table, prefix string, known []string) *ruleset {
+func newRuleset(d dialect, t *table, prefix string, known, guarded []string) *ruleset {
 	s := &ruleset{
-		dialect: d, t: t, prefix: prefix, adopting: true, kept: map[string]bool{}, chains: map[policy.ChainID]policy.Chain{},
+		dialect: d, t: t, prefix: prefix, adopting: true, kept: map[string]bool{}, guarded: map[string]bool{}, chains: map[policy.ChainID]policy.Chain{},
 		endpoints: map[string]policy.Endpoint{}, unsayable: map[string]error{}, groups: map[string]map[string]bool{},
 		sends: map[string]map[string]map[string]bool{},
 	}
 	for _, name := range known {
 		if s.workloads(name) && expressible(name) {
 			s.kept[name] = true
+		}
+	}
+	for _, name := range guarded {
+		if s.kept[name] {
+			s.guarded[name] = true
 		}
 	}
 	t.keep = true
@@ -108,9 +114,13 @@ func (s *ruleset) begin() {
 	}
 	for name := range s.kept {
 		s.dispatch(name)
-		unknown := []rule{{"counter drop", "not known yet"}}
+		unknown := rule{"counter drop", "not known yet"}
+		if _, there := s.t.actual.chains[ingressChain(name)]; s.guarded[name] && !there {
+			unknown = rule{setBits(s.marks.Accept), "guarded by rules of iptables"}
+			s.sources(name, []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)})
+		}
 		s.put(name, []*chain{
-			{name: ingressChain(name), rules: unknown, adopt: true}, {name: egressChain(name), rules: unknown, adopt: true},
+			{name: ingressChain(name), rules: []rule{unknown}, adopt: true}, {name: egressChain(name), rules: []rule{unknown}, adopt: true},
 		})
 	}
 	s.constant()
