@@ -3,6 +3,7 @@ package nftables_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,21 +24,24 @@ func node(t *testing.T, known ...string) (*kerneltest.Node, *rig) {
 	return n, r
 }
 
-// table lists ours as nft prints it, without what changes by itself.
+// table lists ours as nft prints it, without what changes by itself: the order of objects, that of
+// members, and the number of the last transaction.
 func table(n *kerneltest.Node) string {
-	var out []string
-	skip := false
-	for l := range strings.Lines(n.Lab.Run(n.T, "nft", "-s", "list", "table", "inet", nftables.TableName)) {
+	var objects []string
+	for _, o := range strings.Split(n.Lab.Run(n.T, "nft", "-s", "list", "table", "inet", nftables.TableName), "\n\n") {
+		o = strings.TrimSpace(strings.TrimPrefix(o, "table inet "+nftables.TableName+" {"))
 		switch {
-		case strings.Contains(l, "set transaction {"):
-			skip = true
-		case !skip:
-			out = append(out, l)
-		case strings.TrimSpace(l) == "}":
-			skip = false
+		case strings.Contains(o, "set transaction {"):
+			continue
+		case !strings.HasPrefix(o, "chain "):
+			words := strings.FieldsFunc(o, func(r rune) bool { return strings.ContainsRune(" ,\t\n", r) })
+			slices.Sort(words)
+			o = strings.Join(words, " ")
 		}
+		objects = append(objects, strings.TrimSpace(strings.TrimSuffix(o, "\n}\n")))
 	}
-	return strings.Join(out, "")
+	slices.Sort(objects)
+	return strings.Join(objects, "\n\n")
 }
 
 // TestHeals changes by hand what carries policy. All comes back as it was, soon, and an
@@ -58,8 +62,10 @@ func TestHeals(t *testing.T) {
 	set, chain := "", ""
 	for l := range strings.Lines(before) {
 		f := strings.Fields(l)
-		if len(f) > 2 && f[0] == "set" && strings.HasPrefix(f[1], "a4") {
-			set = f[1]
+		for _, w := range f {
+			if strings.HasPrefix(w, "@a4") {
+				set = w[1:]
+			}
 		}
 		if len(f) > 2 && f[0] == "chain" && strings.HasPrefix(f[1], "p-") && !strings.HasSuffix(f[1], "-6") {
 			chain = f[1]
