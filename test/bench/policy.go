@@ -272,6 +272,15 @@ func (r *policyRun) changes(ctx context.Context, k backend, pods int) error {
 		return err
 	}
 	defer p.close()
+	bytes := map[string]int{}
+	for _, ch := range r.c.changes(r.target) { // before the prober leaves any connection to be marked
+		if pods < manyPods {
+			break
+		}
+		if bytes[ch.name], err = r.bytesOf(ctx, p, ch); err != nil {
+			return fmt.Errorf("%s: bytes written: %w", ch.name, err)
+		}
+	}
 	for _, ch := range r.c.changes(r.target) {
 		// What a process does for the first time is not what it does all day.
 		if _, err := r.changeTimes(ctx, r.w1, p, ch, 3); err != nil {
@@ -282,22 +291,7 @@ func (r *policyRun) changes(ctx context.Context, k backend, pods int) error {
 			return fmt.Errorf("%s: %w", ch.name, err)
 		}
 		row := PolicyChange{Backend: k.name, Pods: pods, Change: ch.name, Times: len(cost.total), P50: median(cost.total), P99: percentile(cost.total, 99),
-			Request: median(cost.request), CPU: cost.cpu, Goal: changeGoal}
-		if pods == manyPods {
-			const times = 10
-			pid, err := r.w1.Daemon("agent").PID(ctx)
-			if err != nil {
-				return err
-			}
-			bytes, err := r.writtenBy(ctx, pid, func() error {
-				_, err := r.changeTimes(ctx, r.w1, p, ch, times)
-				return err
-			})
-			if err != nil {
-				return fmt.Errorf("%s: bytes written: %w", ch.name, err)
-			}
-			row.Bytes = bytes / (2 * times)
-		}
+			Request: median(cost.request), CPU: cost.cpu, Bytes: bytes[ch.name], Goal: changeGoal, Each: cost.total}
 		if few, ok := r.few[k.name+ch.name]; ok {
 			row.GrowthTime, row.GrowthCPU = row.P50/median(few.total), row.CPU/few.cpu
 		} else {
@@ -307,6 +301,43 @@ func (r *policyRun) changes(ctx context.Context, k backend, pods int) error {
 		r.say("%s, %d pods: %s: p50 %.1f ms, p99 %.1f ms (the API server %.1f ms), processor %.2f ms, %d bytes", k.name, pods, ch.name, row.P50, row.P99, row.Request, row.CPU, row.Bytes)
 	}
 	return nil
+}
+
+// bytesOf is what one change has the agent write into the kernel: the median of some, each
+// with a second for what comes after it. Nothing is sent meanwhile: connections that a change
+// forbids are marked, which is written too.
+func (r *policyRun) bytesOf(ctx context.Context, p *prober, ch change) (int, error) {
+	pid, err := r.w1.Daemon("agent").PID(ctx)
+	if err != nil {
+		return 0, err
+	}
+	p.aim(time.Second)
+	var each []float64
+	for i := range 5 {
+		if ch.before != nil {
+			if err := ch.before(ctx, i); err != nil {
+				return 0, err
+			}
+		}
+		for _, do := range []func(context.Context, int) error{ch.forth, ch.back} {
+			bytes, err := r.writtenBy(ctx, pid, func() error {
+				if err := do(ctx, i); err != nil {
+					return err
+				}
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(time.Second):
+					return nil
+				}
+			})
+			if err != nil {
+				return 0, err
+			}
+			each = append(each, float64(bytes))
+		}
+	}
+	return int(median(each)), nil
 }
 
 // changeGoal is the most that the 99th percentile of one change may be, ms.
@@ -323,7 +354,11 @@ func (r *policyRun) memory(ctx context.Context, k backend) error {
 		return ctx.Err()
 	case <-time.After(r.size.rest):
 	}
-	agent, speaker, err := usageOfNode(ctx, r.w1)
+	var agent, speaker usage
+	err := r.poll(ctx, 30*time.Second, "w1 runs agent and speaker alone", func() (err error) { // and no iptables
+		agent, speaker, err = usageOfNode(ctx, r.w1)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -28,19 +28,21 @@ func TestSettled(t *testing.T) {
 }
 
 func TestNetlinkBytes(t *testing.T) {
-	const text = `12 sendto(3, [{nlmsg_len=20, ...}], 36, 0, {sa_family=AF_NETLINK, nl_pid=0, nl_groups=00000000}, 12) = 36
-13 sendmsg(5, {msg_name={sa_family=AF_NETLINK, nl_pid=0}, msg_namelen=12, msg_iov=[{iov_base=""..., iov_len=400}], msg_iovlen=1, msg_controllen=0, msg_flags=0}, 0) = 400
-12 sendto(7, ""..., 999, 0, NULL, 0) = 999
-14 sendmsg(5, {msg_name={sa_family=AF_NETLINK, nl_pid=0}, msg_namelen=12, msg_iov=[{iov_len=5}], msg_iovlen=1}, 0 <unfinished ...>
-15 sendto(9, ""..., 77, 0, NULL, 0 <unfinished ...>
-14 <... sendmsg resumed>) = 5
-15 <... sendto resumed>) = 77
-16 setsockopt(4, SOL_IP, IPT_SO_SET_REPLACE, ""..., 5000) = 0
-16 setsockopt(4, SOL_IP, IPT_SO_SET_ADD_COUNTERS, ""..., 300) = 0
-16 setsockopt(4, SOL_SOCKET, SO_RCVBUF, [1000], 4) = 0
-17 sendto(3, [{nlmsg_len=20}], 36, 0, {sa_family=AF_NETLINK, nl_pid=0}, 12) = -1 ENOBUFS (No buffer space available)
+	const text = `12    sendto(3<NETLINK:[ROUTE:77]>, [{nlmsg_len=20, ...}], 36, 0, {sa_family=AF_NETLINK, nl_pid=0, nl_groups=00000000}, 12) = 36
+13    sendmsg(5<NETLINK:[1234]>, {msg_name={sa_family=AF_NETLINK, nl_pid=0}, msg_namelen=12, msg_iov=[{iov_base=""..., iov_len=400}], msg_iovlen=1, msg_controllen=0, msg_flags=0}, 0) = 400
+12    sendto(7<TCP:[10.60.1.2:3->10.60.9.2:6443]>, ""..., 999, 0, NULL, 0) = 999
+12    write(8<NETLINK:[NETFILTER:9]>, ""..., 64) = 64
+12    write(2</var/log/agent>, ""..., 640) = 640
+14    sendmsg(5<NETLINK:[1234]>, {msg_name={sa_family=AF_NETLINK, nl_pid=0}, msg_namelen=12, msg_iov=[{iov_len=5}], msg_iovlen=1}, 0 <unfinished ...>
+15    sendto(9<UDP:[1]>, ""..., 77, 0, NULL, 0 <unfinished ...>
+14    <... sendmsg resumed>)            = 5
+15    <... sendto resumed>)             = 77
+16    setsockopt(4<RAW:[4]>, SOL_IP, IPT_SO_SET_REPLACE, ""..., 5000) = 0
+16    setsockopt(4<RAW:[4]>, SOL_IP, IPT_SO_SET_ADD_COUNTERS, ""..., 300) = 0
+16    setsockopt(4<NETLINK:[4]>, SOL_SOCKET, SO_RCVBUF, [1000], 4) = 0
+17    sendto(3<NETLINK:[ROUTE:77]>, [{nlmsg_len=20}], 36, 0, {sa_family=AF_NETLINK, nl_pid=0}, 12) = -1 ENOBUFS (No buffer space available)
 `
-	if got, want := netlinkBytes(text), 36+400+5+5000+300; got != want {
+	if got, want := netlinkBytes(text), 36+400+64+5+5000+300; got != want {
 		t.Errorf("netlinkBytes: %d, want %d", got, want)
 	}
 }

@@ -187,7 +187,7 @@ func cpuWithChildren(pid int) (time.Duration, error) {
 func (b *bench) writtenBy(ctx context.Context, pid int, do func() error) (int, error) {
 	file := filepath.Join(b.stateRoot, "strace")
 	defer os.Remove(file)
-	cmd := exec.CommandContext(ctx, "strace", "-f", "-qq", "-s", "0", "-e", "trace=sendto,sendmsg,setsockopt", "-e", "signal=none", "-o", file, "-p", strconv.Itoa(pid))
+	cmd := exec.CommandContext(ctx, "strace", "-f", "-qq", "-yy", "-s", "0", "-e", "trace=write,sendto,sendmsg,setsockopt", "-e", "signal=none", "-o", file, "-p", strconv.Itoa(pid))
 	var complaint strings.Builder
 	cmd.Stderr = &complaint
 	if err := cmd.Start(); err != nil {
@@ -213,22 +213,22 @@ func (b *bench) writtenBy(ctx context.Context, pid int, do func() error) (int, e
 }
 
 var (
-	netlinkSent = regexp.MustCompile(`(?:AF_NETLINK.*|<\.\.\. send(?:to|msg) resumed>.*)\) = (\d+)$`)
-	optionSet   = regexp.MustCompile(`setsockopt\(.*, IP6?T_SO_SET_[A-Z_]+, .*, (\d+)\) = 0$`)
+	netlinkSent = regexp.MustCompile(`(?:(?:write|sendto|sendmsg)\(\d+<NETLINK:.*|<\.\.\. (?:write|sendto|sendmsg) resumed>.*)\) *= (\d+)$`)
+	optionSet   = regexp.MustCompile(`setsockopt\(.*, IP6?T_SO_SET_[A-Z_]+, .*, (\d+)\) *= 0$`)
 )
 
 // netlinkBytes reads what strace wrote.
 func netlinkBytes(text string) (sum int) {
-	waiting := map[string]bool{} // threads whose call to a netlink socket is not finished
+	unfinished := map[string]bool{} // threads whose last call, to a netlink socket, was not finished
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
 		thread, _, _ := strings.Cut(line, " ")
 		if strings.HasSuffix(line, "<unfinished ...>") {
-			waiting[thread] = strings.Contains(line, "AF_NETLINK")
+			unfinished[thread] = strings.Contains(line, "<NETLINK:")
 			continue
 		}
 		m := netlinkSent.FindStringSubmatch(line)
-		if m != nil && strings.Contains(line, "resumed>") && !waiting[thread] && !strings.Contains(line, "AF_NETLINK") {
+		if strings.Contains(line, " resumed>") && !unfinished[thread] {
 			m = nil
 		}
 		if m == nil {

@@ -25,6 +25,8 @@ type PolicyChange struct {
 	GrowthTime float64 `json:"growthTime,omitempty"`
 	GrowthCPU  float64 `json:"growthCPU,omitempty"`
 	Goal       float64 `json:"goal"` // of P99, ms
+
+	Each []float64 `json:"each"` // what P50 and P99 are of, in the order in which it happened
 }
 
 // changesTable shows the changes.
