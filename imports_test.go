@@ -40,6 +40,7 @@ var exact = []rule{
 	{"bgp", []string{"*"}, []string{"std", "internal/model", "internal/selector"}, "pure"},
 	{"felix/dataplane", []string{"*"}, []string{"std", "internal/model", "internal/selector"}, "pure"},
 	{"felix/policy", []string{"*"}, []string{"std", "internal/model", "internal/selector"}, "pure"},
+	{"felix/trace", []string{"*"}, []string{"std", "internal/model", "felix/policy"}, "pure"},
 	{"internal/nodeaddr", []string{"*"}, []string{"std"}, "pure"},
 }
 
