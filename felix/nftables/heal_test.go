@@ -28,8 +28,13 @@ func node(t *testing.T, known ...string) (*kerneltest.Node, *rig) {
 // members, and the number of the last transaction.
 func table(n *kerneltest.Node) string {
 	var objects []string
-	for _, o := range strings.Split(n.Lab.Run(n.T, "nft", "-s", "list", "table", "inet", nftables.TableName), "\n\n") {
-		o = strings.TrimSpace(strings.TrimPrefix(o, "table inet "+nftables.TableName+" {"))
+	text := n.Lab.Run(n.T, "nft", "-s", "list", "table", "inet", nftables.TableName)
+	text = strings.TrimSuffix(strings.TrimPrefix(text, "table inet "+nftables.TableName+" {\n"), "}\n")
+	if rest, ok := strings.CutPrefix(text, "\tcomment "); ok {
+		_, text, _ = strings.Cut(rest, "\n")
+	}
+	for _, o := range strings.Split(text, "\n\n") {
+		o = strings.TrimSpace(o)
 		switch {
 		case strings.Contains(o, "set transaction {"):
 			continue
@@ -38,7 +43,7 @@ func table(n *kerneltest.Node) string {
 			slices.Sort(words)
 			o = strings.Join(words, " ")
 		}
-		objects = append(objects, strings.TrimSpace(strings.TrimSuffix(o, "\n}\n")))
+		objects = append(objects, o)
 	}
 	slices.Sort(objects)
 	return strings.Join(objects, "\n\n")

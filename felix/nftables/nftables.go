@@ -67,7 +67,8 @@ type Policy struct {
 	put   uint64        // steps put into the queue
 	done  uint64        // and taken into the kernel, or refused by it
 	round chan struct{} // closed when done grows, and replaced
-	err   error         // of the last round
+	once  bool          // a round has ended
+	err   error         // of the last one
 
 	// rules and table are Run's to change; others read them with mu held.
 	rules *ruleset
@@ -162,7 +163,7 @@ func (p *Policy) apply(ctx context.Context, resync bool) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.err = err
+	p.err, p.once = err, true
 	p.done = put
 	close(p.round)
 	p.round = make(chan struct{})
@@ -277,12 +278,12 @@ func (p *Policy) write(ctx context.Context) error {
 	return fmt.Errorf("write table inet %s: %w", TableName, err)
 }
 
-// Wait blocks until all that was applied before the call is in the kernel. Its error says
+// Wait blocks until all that was applied before the call is in the kernel, and what holds before. Its error says
 // what of the interfaces' rules and sets is not, and why; that is retried nevertheless.
 // Without interfaces it means everything. Only Run makes it come true.
 func (p *Policy) Wait(ctx context.Context, interfaces ...string) error {
 	p.mu.Lock()
-	for want := p.put; p.done < want || !p.begun && p.err == nil; {
+	for want := p.put; p.done < want || !p.once; {
 		round := p.round
 		p.mu.Unlock()
 		select {
