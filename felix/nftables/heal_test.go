@@ -1,7 +1,10 @@
 package nftables_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -269,4 +272,56 @@ func TestGuarded(t *testing.T) {
 	r.InSync()
 	n.Settle()
 	n.Expect("in sync", "outside > pod0:80 yes", "outside > pod0:82 no", "outside > pod1:80 no", "pod1 > outside:80 no", "pod0 > host:80 yes")
+}
+
+// deaf is a kernel that tells of no changes.
+type deaf struct{ *nftables.Host }
+
+func (deaf) Watch(context.Context, func(), func(nftables.Change)) error {
+	return errors.New("no news")
+}
+
+// TestResync heals where the kernel tells nothing.
+func TestResync(t *testing.T) {
+	n := kerneltest.NewNode(t)
+	k := deaf{nftables.NewHost().Within(n.Lab.Within)}
+	pol, err := nftables.New(nftables.Config{Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Kernel: k, Resync: 100 * time.Millisecond})
+	kerneltest.Must(t, err, n.Engine.SetEndpoint(kerneltest.Pod(0, "app=a")))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- pol.Run(ctx) }()
+	defer func() { cancel(); kerneltest.Must(t, <-ended) }()
+	pol.Apply(n.Engine.Flush())
+	pol.InSync()
+	kerneltest.Must(t, pol.Wait(ctx))
+	before := table(n)
+	for _, what := range []string{"flush table inet causeway", "delete table inet causeway"} {
+		n.Lab.Run(t, "nft", what)
+		kerneltest.Eventually(t, func() string {
+			if now := listed(n); now != before {
+				return what + ":\n" + now
+			}
+			return ""
+		})
+	}
+}
+
+// TestNames leaves out an endpoint whose interface no rule can name: nothing passes it, Wait
+// says so, and others are not concerned.
+func TestNames(t *testing.T) {
+	n, r := node(t)
+	bad := kerneltest.Pod(0, "app=a")
+	bad.Interface = `cali"$`
+	kerneltest.Must(t, n.Engine.SetEndpoint(bad), n.Engine.SetEndpoint(kerneltest.Pod(1, "app=b")))
+	r.InSync()
+	n.Backend.Apply(n.Engine.Flush())
+	if err := r.Wait(t.Context(), bad.Interface); err == nil || !strings.Contains(err.Error(), "no rule of nftables can name it") {
+		t.Errorf("%v", err)
+	}
+	if err := r.Wait(t.Context(), "cali1"); err != nil {
+		t.Error(err)
+	}
+	n.Engine.RemoveEndpoint(bad.ID)
+	n.Flush()
+	n.Expect("without it", "pod1 > outside:80 yes", "pod0 > outside:80 no")
 }

@@ -193,7 +193,7 @@ func (s *ruleset) apply(d *policy.Delta) {
 		delete(s.endpoints, name)
 		delete(s.unsayable, name)
 		if s.workloads(name) {
-			s.forget(name)
+			s.forget(name) // one that no rule can name has left nothing
 		} else {
 			hosts = true
 		}

@@ -22,6 +22,7 @@ func Scenarios(t *testing.T, start Start) {
 		{"Restart", restart},
 		{"Connections", connections},
 		{"Link", linkMessages},
+		{"LinkLocal", linkLocal},
 		{"Services", services},
 		{"Tunnels", tunnels},
 		{"Counters", counted},
@@ -123,6 +124,32 @@ func linkMessages(t *testing.T, n *Node, start Start) {
 		got, err := n.Lab.Fire([]trace.Packet{p})
 		if err != nil || got[0] != want {
 			t.Errorf("type %d: arrived %v, %v", kind, got, err)
+		}
+	}
+}
+
+// linkLocal has a pod speak from addresses of the link: what the link lives on passes, nothing else
+// does, and nothing from the host's own.
+func linkLocal(t *testing.T, n *Node, start Start) {
+	Must(t, n.Engine.SetEndpoint(Pod(0, "app=a")))
+	const host = "fe80::ecee:eeff:feee:eeee"
+	n.Lab.Run(t, "ip", "-6", "address", "add", host+"/64", "dev", "cali0", "nodad")
+	n.start(start)
+	n.Backend.InSync()
+	n.Flush()
+	for _, c := range []struct {
+		from     string
+		protocol uint8
+		kind     uint8
+		want     bool
+	}{
+		{"fe80::1", 58, 135, true}, {"fe80::1", 58, 136, true}, {"fe80::1", 58, 134, false}, {"fe80::1", 58, 128, false}, {"fe80::1", 6, 0, false}, {"fe80::1", 17, 0, false},
+		{"::", 58, 135, true}, {"::", 58, 134, false}, {host, 58, 135, false}, {"fd00::2", 58, 135, false}, {"fd00::1", 58, 128, true},
+	} {
+		p := n.Packet(true, c.protocol, c.from, "host", 80)
+		p.In, p.ICMPType = "cali0", c.kind
+		if wrong, err := n.Lab.Check([]trace.Packet{p}, []bool{c.want}); err != nil || len(wrong) > 0 {
+			t.Errorf("%s: arrived %v (%v)", p, !c.want, err)
 		}
 	}
 }
