@@ -90,6 +90,9 @@ type Enforcer struct {
 	news     chan struct{}   // closed when one of them grows, and replaced
 	standing []*policy.Delta // handed to the backend, not to the judge yet
 	leaving  []netip.Addr    // whose connections are to be forgotten
+	began    time.Time       // of the last Publish
+	since    time.Time       // that of the first change in standing
+	changes  Changes
 }
 
 // New makes an Enforcer. Nothing is enforced before Use.
@@ -127,6 +130,7 @@ func (e *Enforcer) Use(b Backend, retire func(context.Context) error) {
 	defer e.mu.Unlock()
 	e.backend, e.retire = b, retire
 	b.SetEncapsulation(e.encap[0], e.encap[1])
+	e.began = time.Now()
 	close(e.start)
 	e.hand()
 	e.tell()
@@ -144,8 +148,10 @@ func (e *Enforcer) SetEncapsulation(v4, v6 model.EncapGuard) {
 
 // Publish takes an update of the datastore. Updates come one after the other.
 func (e *Enforcer) Publish(u *watch.PolicyUpdate) {
+	began := time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.began = began
 	if err := u.Apply(e.engine); err != nil {
 		// What was in force of it stays so, and Problems says why.
 		e.cfg.Log.Warn("policy", "problem", err)
@@ -168,6 +174,9 @@ func (e *Enforcer) hand() {
 	}
 	for _, d := range e.gathered {
 		e.backend.Apply(d)
+	}
+	if len(e.gathered) > 0 && len(e.standing) == 0 {
+		e.since = e.began
 	}
 	e.standing = append(e.standing, e.gathered...)
 	e.gathered = nil
@@ -261,7 +270,7 @@ func (e *Enforcer) follow(ctx context.Context, backend Backend, retire func(cont
 		case <-e.wake:
 		}
 		e.mu.Lock()
-		deltas, leaving, synced := e.standing, e.leaving, e.synced
+		deltas, leaving, synced, since := e.standing, e.leaving, e.synced, e.since
 		e.standing, e.leaving = nil, nil
 		e.mu.Unlock()
 		if len(deltas) > 0 || synced && !begun {
@@ -271,6 +280,8 @@ func (e *Enforcer) follow(ctx context.Context, backend Backend, retire func(cont
 				return nil
 			} else if err != nil {
 				e.cfg.Log.Debug("rules are not all in force", "error", err)
+			} else if len(deltas) > 0 {
+				e.took(time.Since(since))
 			}
 			e.reconsider(deltas)
 		}

@@ -3,6 +3,7 @@ package enforce
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/causeway-net/causeway/felix/conntrack"
 	"github.com/causeway-net/causeway/felix/policy"
@@ -21,12 +22,31 @@ type Status struct {
 	Missing []string
 	Err     error // why rules are not in the kernel
 	Flows   conntrack.Stats
+	Size    policy.Size
+	Changes Changes
+}
+
+// Changes are those that the datastore told and the kernel took.
+type Changes struct {
+	Count uint64
+	// Took is how long they took together, from when the datastore told all that they need
+	// until they stood in the kernel, and Last the last of them.
+	Took, Last time.Duration
+}
+
+// took counts a change that stands in the kernel.
+func (e *Enforcer) took(d time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.changes.Count++
+	e.changes.Took += d
+	e.changes.Last = d
 }
 
 // Status returns the state as it is now.
 func (e *Enforcer) Status() Status {
 	e.mu.Lock()
-	st := Status{Synced: e.synced, Waiting: len(e.gathered) > 0, Missing: e.missing, Flows: e.cutter.Stats()}
+	st := Status{Synced: e.synced, Waiting: len(e.gathered) > 0, Missing: e.missing, Flows: e.cutter.Stats(), Size: e.engine.Size(), Changes: e.changes}
 	b := e.backend
 	e.mu.Unlock()
 	if b != nil {
@@ -52,6 +72,20 @@ func (e *Enforcer) Applies(id model.PolicyID) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.engine.Applies(id)
+}
+
+// Policies lists the policies in force, in the order in which they are asked; see Applies.
+func (e *Enforcer) Policies() []policy.Standing {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.engine.Policies()
+}
+
+// Endpoints lists the endpoints of this node, by interface. They are not to be changed.
+func (e *Enforcer) Endpoints() []policy.Endpoint {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.engine.Endpoints()
 }
 
 // Counters say how much met each rule of the policies in force here; none before Use.

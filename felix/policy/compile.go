@@ -40,6 +40,7 @@ type compiled struct {
 // ruleForm is a rule before it is split by family and by what one rule of a kernel can match.
 type ruleForm struct {
 	action                Action
+	would                 Action // what the rule does, or would do were its policy not staged
 	families              [2]bool
 	protocol, notProtocol uint8
 	icmp, notICMP         *ICMPMatch
@@ -213,6 +214,7 @@ func (c *compiler) rule(field string, d Direction, r *model.Rule, staged bool) r
 		}
 		c.notes = append(c.notes, model.Problem{Object: c.id.Object(), Field: field + ".http", Message: msg, Ignored: true})
 	}
+	out.would = action
 	switch {
 	case !staged:
 		out.action = action
