@@ -22,6 +22,7 @@ func killed(t *testing.T, f *fabric) {
 	established := append(between(t, f.good1, f.target), between(t, f.good2, f.target)...)
 	agent := f.n1.Daemon("agent")
 	for _, documents := range [][]string{nil, {f.sets(), onlyGood("second", 200), gnp("deny-bad", 100, "ingress: [{action: Deny, source: {selector: role == 'bad'}}]")}} {
+		f.established(t)
 		if err := agent.Kill(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -78,6 +79,7 @@ func killedInChange(t *testing.T, f *fabric) {
 	agent := f.n1.Daemon("agent")
 	// A folder's file is believed a tenth of a second after it was written.
 	for i, after := range []time.Duration{110, 150, 620} {
+		f.established(t)
 		began := time.Now()
 		f.write(t, versions[(i+1)%2]...)
 		scenario.Eventually(t, time.Minute, "the change begins", func() error {
@@ -121,7 +123,7 @@ var hands = map[string][]byHand{
 	"nftables": {
 		{"nft flush table", ourTables("flush")},
 		{"nft delete table", ourTables("delete")},
-		{"nft flush set", `nft -j list sets | grep -o '"family": "[^"]*", "name": "[^"]*", "table": "causeway"' | tr -d '",' | while read _ family _ name _; do nft flush set $family causeway $name; done`},
+		{"nft flush set", `nft -j list sets | grep -o '"family": "[^"]*", "name": "[^"]*", "table": "causeway"' | tr -d '",:' | { n=0; while read _ family _ name _; do nft flush set $family causeway $name; n=1; done; [ $n = 1 ]; }`},
 		{"nft flush ruleset", "nft flush ruleset"},
 		{"iptables -F", "iptables -F; ip6tables -F; iptables -X; ip6tables -X"},
 	},

@@ -17,6 +17,7 @@ import (
 
 	"github.com/causeway-net/causeway/internal/status"
 	"github.com/causeway-net/causeway/test/lab"
+	harness "github.com/causeway-net/causeway/test/topology/fabric"
 	"github.com/causeway-net/causeway/test/topology/operator"
 	"github.com/causeway-net/causeway/test/topology/policy/probe"
 	"github.com/causeway-net/causeway/test/topology/scenario"
@@ -76,6 +77,8 @@ func run(t *testing.T, b backend) {
 	t.Parallel()
 	f := &fabric{Fabric: scenario.Up(t, "one-subnet", func(o *lab.Options) { o.NoAgents, o.Name = true, o.Name+"-"+b.name }), backend: b}
 	f.n1, f.n2 = f.Node("n1"), f.Node("n2")
+	nodes := f.manifests().Read(t, "nodes.yaml")
+	f.manifests().Write(t, "nodes.yaml", nodes[:strings.LastIndex(nodes, "---")]) // without n3, which has no part in it
 	f.felix(t, "")
 	ctx := scenario.Context(t, time.Minute)
 	for _, n := range []*lab.Node{f.n1, f.n2} {
@@ -305,6 +308,16 @@ spec:
   ingress:
   - {action: Allow, source: {selector: role == 'good'}}
 `, name, order)
+}
+
+// established waits until both nodes' sessions are up and all routes are in. An agent that is killed
+// before that, again, loses what its peers keep for it (RFC 4724, section 4.2).
+func (f *fabric) established(t *testing.T) {
+	t.Helper()
+	ctx := scenario.Context(t, time.Minute)
+	for _, n := range []*lab.Node{f.n1, f.n2} {
+		scenario.Eventually(t, 30*time.Second, "sessions", func() error { return harness.Established(ctx, n) })
+	}
 }
 
 // await waits until the agent of n1 says something.
