@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
@@ -57,8 +58,14 @@ func (h *Host) open() (knftables.Interface, error) {
 	return h.nft, nil
 }
 
+// slow is how long a transaction may take. nft that is ended before it is done has changed
+// nothing, or all.
+const slow = 2 * time.Minute
+
 // Run has nft bring a transaction into the kernel.
 func (h *Host) Run(ctx context.Context, tx *knftables.Transaction) error {
+	ctx, cancel := context.WithTimeout(ctx, slow)
+	defer cancel()
 	return h.within(func() error {
 		nft, err := h.open()
 		if err != nil {

@@ -52,13 +52,14 @@ func ifaceChain(prefix, name string) string {
 	return prefix + name
 }
 
-// chainsOf makes the chains of a policy.
-func (d dialect) chainsOf(c *policy.Chain) []*chain {
-	v4 := &chain{name: d.policyChain(c.ID), rules: []rule{{text: "meta nfproto ipv6 goto " + d.chain6(c.ID), comment: c.ID.String()}}}
-	v6 := &chain{name: d.chain6(c.ID)}
-	v4.rules = d.rules(v4.rules, c.ID, c.IPv4, policy.IPv4)
-	v6.rules = d.rules(v6.rules, c.ID, c.IPv6, policy.IPv6)
-	return []*chain{v4, v6}
+// chainsOf makes the chains of a policy; v6 is nil where IPv6 meets no rule.
+func (d dialect) chainsOf(c *policy.Chain) (v4, v6 *chain) {
+	leave := rule{text: "meta nfproto ipv6 return", comment: c.ID.String()}
+	if rules := d.rules(nil, c.ID, c.IPv6, policy.IPv6); len(rules) > 0 {
+		v6 = &chain{name: d.chain6(c.ID), rules: rules}
+		leave.text = "meta nfproto ipv6 goto " + v6.name
+	}
+	return &chain{name: d.policyChain(c.ID), rules: d.rules([]rule{leave}, c.ID, c.IPv4, policy.IPv4)}, v6
 }
 
 func (d dialect) rules(out []rule, id policy.ChainID, from []policy.Rule, f policy.Family) []rule {

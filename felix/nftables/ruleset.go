@@ -173,8 +173,12 @@ func (s *ruleset) apply(d *policy.Delta) {
 	for i := range d.Chains {
 		c := &d.Chains[i]
 		s.chains[c.ID] = *c
-		for _, made := range s.chainsOf(c) {
-			s.t.setChain(made)
+		v4, v6 := s.chainsOf(c)
+		s.t.setChain(v4)
+		if v6 != nil {
+			s.t.setChain(v6)
+		} else {
+			s.t.removeChain(s.chain6(c.ID))
 		}
 	}
 	for _, ep := range d.Endpoints {
