@@ -50,6 +50,16 @@ type policyRun struct {
 	target netip.Addr
 	local  []netip.Addr // of the tenants' pods on w1
 	few    map[string]changeCost
+
+	ours, base *worker // on w1, and on a node without agent
+}
+
+// kubernetesThere says whether there is an API server to be had.
+func kubernetesThere() error {
+	if _, err := os.Stat(filepath.Join(apiserver.Bin(), "kube-apiserver")); err != nil {
+		return fmt.Errorf("%w: run `make kubernetes` first", err)
+	}
+	return nil
 }
 
 // policyBench measures policy with 1,000 policies and 10,000 pods in a real API server, 110 of
@@ -60,8 +70,8 @@ func (b *bench) policyBench(ctx context.Context) (err error) {
 			return fmt.Errorf("%w (apt-get install %s)", err, from)
 		}
 	}
-	if _, err := os.Stat(filepath.Join(apiserver.Bin(), "kube-apiserver")); err != nil {
-		return fmt.Errorf("%w: run `make kubernetes` first", err)
+	if err := kubernetesThere(); err != nil {
+		return err
 	}
 	l, err := b.up(ctx, "test/bench/policy/policy.clab.yml", "cwb-policy", func(o *lab.Options) { o.NoAgents = true })
 	if err != nil {
@@ -106,6 +116,14 @@ func (b *bench) policyBench(ctx context.Context) (err error) {
 			return fmt.Errorf("%s, %d pods: %w", k.name, fewPods, err)
 		}
 	}
+	if r.ours, err = startWorker(ctx, r.w1); err != nil {
+		return err
+	}
+	defer r.ours.stop()
+	if r.base, err = startWorker(ctx, l.Node("p1")); err != nil {
+		return err
+	}
+	defer r.base.stop()
 	if err := r.c.grow(ctx, manyPods); err != nil {
 		return err
 	}
@@ -371,15 +389,5 @@ func (r *policyRun) memory(ctx context.Context, k backend) error {
 
 // addWithPolicies is CNI ADD with all policies, against ptp without any.
 func (r *policyRun) addWithPolicies(ctx context.Context, k backend) error {
-	ours, err := startWorker(ctx, r.w1)
-	if err != nil {
-		return err
-	}
-	defer ours.stop()
-	base, err := startWorker(ctx, r.lab.Node("p1"))
-	if err != nil {
-		return err
-	}
-	defer base.stop()
-	return r.addLatency(r.lab, "IPv4, 1,000 policies, "+k.name, ours, base, ptpNetwork(false))
+	return r.addLatency(r.lab, "IPv4, 1,000 policies, "+k.name, r.ours, r.base, ptpNetwork(false))
 }
