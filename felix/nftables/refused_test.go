@@ -58,13 +58,16 @@ func TestRefused(t *testing.T) {
 			set = string(s.ID)
 		}
 	}
+	// Of two members one is refused, too.
+	kerneltest.Must(t, n.Engine.SetEndpoint(kerneltest.Pod(2, "app=b")))
+	more := n.Engine.Flush()
 	for _, bad := range []string{"add set inet causeway " + set, "add element inet causeway " + set, "add rule inet causeway wi-cali0"} {
 		t.Run(bad, func(t *testing.T) {
 			var refuse atomic.Bool
 			refuse.Store(true)
 			k := &refusing{&written{Host: nftables.NewHost().Within(n.Lab.Within)}, func(l string) bool {
 				// What names a set that is not there the kernel refuses by itself; the chain that drops it takes.
-				return refuse.Load() && strings.HasPrefix(l, bad) && !strings.Contains(l, "are refused")
+				return refuse.Load() && strings.HasPrefix(l, bad) && (!strings.Contains(bad, "element") || strings.Contains(l, "10.0.0.2")) && !strings.Contains(l, "are refused")
 			}}
 			pol, err := nftables.New(nftables.Config{Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Kernel: k})
 			kerneltest.Must(t, err)
@@ -77,6 +80,7 @@ func TestRefused(t *testing.T) {
 				kerneltest.Must(t, <-ended, err)
 			}()
 			pol.Apply(d)
+			pol.Apply(more)
 			pol.InSync()
 			if err := pol.Wait(ctx, "cali0"); err == nil || !strings.Contains(err.Error(), "refused by the test") || !strings.Contains(err.Error(), "Pod red/pod0") {
 				t.Errorf("cali0: %v", err)
@@ -91,7 +95,8 @@ func TestRefused(t *testing.T) {
 				t.Error("Status says nothing")
 			}
 			shot := n.Packet(false, 6, "pod1", "pod0", 80)
-			if got, err := n.Lab.Fire([]trace.Packet{shot, n.Packet(false, 6, "outside", "pod1", 80)}); err != nil || got[0] || !got[1] {
+			other := n.Packet(false, 6, "pod2", "pod0", 80)
+			if got, err := n.Lab.Fire([]trace.Packet{shot, n.Packet(false, 6, "outside", "pod1", 80), other}); err != nil || got[0] || !got[1] || got[2] != strings.Contains(bad, "element") {
 				t.Errorf("allowed by rules that are not there, or the other pod's are lacking: %v, %v", got, err)
 			}
 			refuse.Store(false)

@@ -27,6 +27,7 @@ type table struct {
 	setsDue    map[string]bool            // as a whole
 	membersDue map[string]map[string]bool // set → keys
 	refused    map[object]refusal
+	single     map[string]bool // sets that have a line for each member: one is refused, and which is not known
 
 	first, number uint32 // transactions carry the numbers after first, up to number
 }
@@ -51,6 +52,9 @@ type refusal struct {
 	again   bool     // it is being tried again
 }
 
+// several is the key of a line that has more members than one.
+const several = "*"
+
 // numberSet holds the number of the last transaction, by which we know our own.
 const numberSet = "transaction"
 
@@ -58,7 +62,7 @@ func newTable() *table {
 	first := rand.Uint32()
 	t := &table{
 		chains: map[string]*chain{}, sets: map[string]*set{}, first: first, number: first,
-		chainsDue: map[string]bool{}, setsDue: map[string]bool{}, membersDue: map[string]map[string]bool{}, refused: map[object]refusal{},
+		chainsDue: map[string]bool{}, setsDue: map[string]bool{}, membersDue: map[string]map[string]bool{}, refused: map[object]refusal{}, single: map[string]bool{},
 	}
 	t.setSet(&set{name: numberSet, kind: kindNumber, comment: "number of the last transaction"})
 	return t
@@ -394,20 +398,54 @@ func (t *table) planMembers(p *plan, from State, whole []string) {
 			if c := from.sets[name]; c != nil {
 				is = c.members
 			}
+			var many []string
 			for _, key := range due[name] {
 				value, wanted := want.members[key]
 				old, there := is[key]
-				o := object{set: name, key: key}
 				switch {
 				case !comes && there && (!wanted || old != value):
-					p.do(o, p.tx.Delete, want.element(key, ""))
 					p.members = append(p.members, memberChange{name, key, "", true})
-				case comes && wanted && (!there || old != value) && !t.isRefused(o):
-					p.do(o, p.tx.Add, want.element(key, value))
+				case comes && wanted && (!there || old != value) && !t.isRefused(object{set: name, key: key}):
 					p.members = append(p.members, memberChange{name, key, value, false})
+				default:
+					continue
 				}
+				many = append(many, key)
 			}
+			t.change(p, want, many, comes)
 		}
+	}
+}
+
+// together is how many members one line of a transaction has at most. The kernel looks for the
+// set once a line, through all of them.
+const together = 500
+
+// change writes members that come, or that go.
+func (t *table) change(p *plan, s *set, keys []string, comes bool) {
+	op := p.tx.Delete
+	if comes {
+		op = p.tx.Add
+	}
+	most := together
+	if s.kind == kindDispatch || t.single[s.name] {
+		most = 1
+	}
+	for some := range slices.Chunk(keys, most) {
+		o := object{set: s.name, key: some[0]}
+		e := s.element(some[0], "")
+		if comes {
+			e = s.element(some[0], s.members[some[0]])
+		}
+		if len(some) > 1 {
+			o.key = several
+			texts := make([]string, len(some))
+			for i, key := range some {
+				texts[i] = strings.Join(s.text(key), " . ")
+			}
+			e = &knftables.Element{Set: s.name, Key: []string{strings.Join(texts, ", ")}}
+		}
+		p.do(o, op, e)
 	}
 }
 
@@ -458,6 +496,7 @@ func (t *table) settled() {
 	clear(t.chainsDue)
 	clear(t.setsDue)
 	clear(t.membersDue)
+	clear(t.single)
 	for o, r := range t.refused { // of what is wanted no more, or otherwise
 		c, s := t.chains[o.chain], t.sets[o.set]
 		switch {
@@ -475,6 +514,10 @@ func (t *table) settled() {
 
 // refuse notes that the kernel does not take an object.
 func (t *table) refuse(o object, err error) {
+	if o.key == several {
+		t.single[o.set] = true
+		return
+	}
 	r := refusal{err: err}
 	if c := t.chains[o.chain]; c != nil {
 		r.digests = c.digests()
