@@ -18,7 +18,7 @@ func (a *agent) status() status.Status {
 	a.mu.Unlock()
 	st := status.Status{
 		Node: a.o.nodeName, Version: version, Started: a.started, MTU: a.podMTU(), Snapshot: snap.Revision,
-		Problems: slices.Concat(snap.Problems, bgpProblems, a.ipam.Problems()), Endpoints: a.ipam.Endpoints(), Adverts: adverts,
+		Problems: problems(snap.Problems, bgpProblems, a.ipam.Problems(), a.policy.Problems()), Endpoints: a.ipam.Endpoints(), Adverts: adverts,
 		AddressChanges: a.links.AddressChanges(), Warnings: a.warnings(), Source: status.Source{Datastore: a.o.datastore},
 	}
 	if err := a.data.trouble(); err != nil {
@@ -44,6 +44,7 @@ func (a *agent) status() status.Status {
 	st.Speaker, st.Peers = speakerStatus(a.bgp.Status())
 	st.Routes = routeStatus(a.routes.Status())
 	st.Encapsulation = encapStatus(a.overlay.Status(), a.tunnels.Status())
+	st.Policy = a.policyStatus()
 	return st
 }
 

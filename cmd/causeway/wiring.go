@@ -280,7 +280,7 @@ func (a *agent) tasks() []task.Task {
 		a.routes, a.links, a.sets, a.guard, a.tunnels, a.overlay, a.policy, a.bgp, task.Func("ipam", a.ipam.Run), a.pulse, a.run,
 		status.NewServer(status.Config{
 			Socket: filepath.Join(a.o.runDir, "agent.sock"), Health: a.o.healthAddress, Metrics: a.o.metricsAddress,
-			Read: a.status, Ready: a.ready, Live: a.pulse.live,
+			Read: a.status, Policy: a.policyDetail, Explain: a.explain, Ready: a.ready, Live: a.pulse.live,
 		}),
 	}
 	ts = append(ts, a.data.tasks...)

@@ -26,7 +26,7 @@ func main() {
 		Version: version, SilenceUsage: true, SilenceErrors: true,
 	}
 	root.PersistentFlags().StringVar(&socket, "socket", "/run/causeway/agent.sock", "the agent's socket")
-	root.PersistentFlags().BoolVar(&asJSON, "json", false, "print the whole status as JSON")
+	root.PersistentFlags().BoolVar(&asJSON, "json", false, "print all that the agent says as JSON")
 	for _, v := range views {
 		root.AddCommand(&cobra.Command{
 			Use: v.name, Short: v.short, Args: cobra.NoArgs,
@@ -37,21 +37,27 @@ func main() {
 				if err != nil {
 					return err
 				}
-				if asJSON {
-					enc := json.NewEncoder(cmd.OutOrStdout())
-					enc.SetIndent("", "  ")
-					return enc.Encode(st)
-				}
-				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
-				v.print(w, st)
-				return w.Flush()
+				return show(cmd.OutOrStdout(), asJSON, st, func(w io.Writer) { v.print(w, st) })
 			},
 		})
 	}
+	root.AddCommand(policyCommands(&socket, &asJSON)...)
 	if err := root.ExecuteContext(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "causewayctl:", err)
 		os.Exit(1)
 	}
+}
+
+// show prints what as JSON, or as a table that print writes.
+func show(to io.Writer, asJSON bool, what any, print func(io.Writer)) error {
+	if asJSON {
+		enc := json.NewEncoder(to)
+		enc.SetIndent("", "  ")
+		return enc.Encode(what)
+	}
+	w := tabwriter.NewWriter(to, 0, 8, 2, ' ', 0)
+	print(w)
+	return w.Flush()
 }
 
 // views are the subcommands: each prints one part of the status.
@@ -95,6 +101,7 @@ func printStatus(w io.Writer, st status.Status) {
 	}
 	fmt.Fprintf(w, "Pods\t%d, MTU %d\nBlocks\t%d\nRoutes\t%s\n", len(st.Endpoints), st.MTU, len(st.Blocks), routeCounts(st.Routes.ByOwner))
 	printTunnels(w, st.Encapsulation)
+	printPolicyState(w, st.Policy)
 	for _, l := range []struct {
 		what  string
 		lines []string

@@ -1,13 +1,17 @@
 package status
 
 import (
+	"context"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// collector makes metrics of a Status at every scrape.
-type collector struct{ read func() Status }
+// collector makes metrics of a Status at every scrape, and of what policies count.
+type collector struct {
+	read   func() Status
+	policy func(context.Context) PolicyDetail // nil: none
+}
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("causeway_"+name, help, labels, nil)
@@ -16,7 +20,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	descReady      = desc("ready", "1 when the agent can attach pods.")
 	descWarnings   = desc("warnings", "Things that need somebody while the node is ready: no free address, contested rules.")
-	descProblems   = desc("problems", "Objects or fields of the datastore that are not in force.", "kind", "name", "field", "effect")
+	descProblems   = desc("problems", "Objects or fields of the datastore that are not in force.", "kind", "namespace", "name", "field", "effect")
 	descEndpoints  = desc("endpoints", "Pod interfaces attached on this node.")
 	descBlocks     = desc("ipam_blocks", "Address blocks this node owns.")
 	descAddresses  = desc("ipam_addresses_in_use", "Addresses promised to pods of this node.")
@@ -43,6 +47,9 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) {
 		descUnresolved, descConflicts, descLeftOut, descRouteErrs, descRestarts, descSourceUp, descNetwork, descMoved, descDropped, descPeerUp, descPeerHeld, descTunnelUp, descTunnelGone, descTunnelErrs, descPeerRoutes} {
 		ch <- d
 	}
+	for _, d := range policyDescs {
+		ch <- d
+	}
 }
 
 func (c collector) Collect(ch chan<- prometheus.Metric) {
@@ -60,17 +67,17 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(descDropped, prometheus.CounterValue, float64(n.EventsDropped))
 	}
 	ch <- prometheus.MustNewConstMetric(descMoved, prometheus.CounterValue, float64(moved))
-	type key struct{ kind, name, field, effect string }
+	type key struct{ kind, namespace, name, field, effect string }
 	problems := map[key]float64{}
 	for _, p := range st.Problems {
 		effect := "disabled"
 		if p.Ignored {
 			effect = "ignored"
 		}
-		problems[key{p.Object.Kind, p.Object.Name, p.Field, effect}]++
+		problems[key{p.Object.Kind, p.Object.Namespace, p.Object.Name, p.Field, effect}]++
 	}
 	for k, n := range problems {
-		gauge(descProblems, n, k.kind, k.name, k.field, k.effect)
+		gauge(descProblems, n, k.kind, k.namespace, k.name, k.field, k.effect)
 	}
 	addresses := 0
 	for _, ep := range st.Endpoints {
@@ -101,6 +108,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descPeerRoutes, float64(p.Received), addr, "received")
 		gauge(descPeerRoutes, float64(p.Accepted), addr, "accepted")
 		gauge(descPeerRoutes, float64(p.Advertised), addr, "advertised")
+	}
+	collectPolicy(ch, st.Policy)
+	if c.policy != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), counting)
+		defer cancel()
+		collectPackets(ch, c.policy(ctx))
 	}
 }
 

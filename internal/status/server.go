@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,12 +27,16 @@ type Config struct {
 	Health, Metrics string
 	// Read is what /status and /metrics show; it may take a second. Required.
 	Read func() Status
+	// Policy is what /policy shows, and what /metrics counts packets by, and Explain what /trace
+	// does; optional: there is no policy. An error of Explain is the asker's to mend.
+	Policy  func(context.Context) PolicyDetail
+	Explain func(context.Context, Question) ([]Answer, error)
 	// Ready says why the agent cannot do its work, and Live why it should be started
 	// anew, or nil. Both must be quick: who probes has little patience. Required.
 	Ready, Live func() error
 }
 
-// Server answers /status (JSON), /metrics (Prometheus), and /livez, /readyz and /healthz,
+// Server answers /status, /policy and /trace (JSON), /metrics (Prometheus), and /livez, /readyz and /healthz,
 // which is /readyz too: 200, or 503 and why.
 type Server struct{ cfg Config }
 
@@ -106,15 +113,39 @@ func (s *Server) handler() http.Handler {
 	s.health(mux)
 	mux.HandleFunc("GET /healthz", probe(s.cfg.Ready))
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(s.cfg.Read()) // the other end is gone if this fails
+		answer(w, s.cfg.Read())
 	})
+	if s.cfg.Policy != nil {
+		mux.HandleFunc("GET /policy", func(w http.ResponseWriter, r *http.Request) { answer(w, s.cfg.Policy(r.Context())) })
+	}
+	if s.cfg.Explain != nil {
+		mux.HandleFunc("GET /trace", s.explain)
+	}
 	return mux
+}
+
+func answer(w http.ResponseWriter, what any) {
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(what) // the other end is gone if this fails
+}
+
+func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
+	q, err := ParseQuestion(r.URL.Query())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	answers, err := s.cfg.Explain(r.Context(), q)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+		return
+	}
+	answer(w, answers)
 }
 
 func (s *Server) metrics(mux *http.ServeMux) {
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(collector{s.cfg.Read}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg.MustRegister(collector{s.cfg.Read, s.cfg.Policy}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 }
 
@@ -134,25 +165,52 @@ func probe(why func() error) http.HandlerFunc {
 }
 
 // Fetch asks the agent behind socket for its status.
-func Fetch(ctx context.Context, socket string) (Status, error) {
+func Fetch(ctx context.Context, socket string) (st Status, err error) {
+	return st, ask(ctx, socket, "/status", nil, &st)
+}
+
+// FetchPolicy asks the agent behind socket which policies are in force.
+func FetchPolicy(ctx context.Context, socket string) (d PolicyDetail, err error) {
+	return d, ask(ctx, socket, "/policy", nil, &d)
+}
+
+// Trace asks the agent behind socket what becomes of a connection; v is as ParseQuestion has it.
+func Trace(ctx context.Context, socket string, v url.Values) (answers []Answer, err error) {
+	return answers, ask(ctx, socket, "/trace", v, &answers)
+}
+
+// maxReason bounds what is read of a refusal, in bytes.
+const maxReason = 4096
+
+func ask(ctx context.Context, socket, path string, v url.Values, into any) error {
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
 		DisableKeepAlives: true,
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/status", nil)
+	u := url.URL{Scheme: "http", Host: "agent", Path: path, RawQuery: v.Encode()}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		return Status{}, err
+		return err
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return Status{}, fmt.Errorf("no agent answers at %s: %w", socket, err)
+		return fmt.Errorf("no agent answers at %s: %w", socket, err)
 	}
 	defer res.Body.Close()
-	var st Status
-	if err := json.NewDecoder(res.Body).Decode(&st); err != nil {
-		return Status{}, fmt.Errorf("answer of the agent at %s: %w", socket, err)
+	switch res.StatusCode {
+	case http.StatusOK:
+	case http.StatusBadRequest, http.StatusUnprocessableEntity:
+		why, _ := io.ReadAll(io.LimitReader(res.Body, maxReason))
+		return errors.New(strings.TrimSpace(string(why)))
+	case http.StatusNotFound:
+		return fmt.Errorf("the agent at %s does not know %s: it is of another version", socket, path)
+	default:
+		return fmt.Errorf("the agent at %s answers %s with %s", socket, path, res.Status)
 	}
-	return st, nil
+	if err := json.NewDecoder(res.Body).Decode(into); err != nil {
+		return fmt.Errorf("answer of the agent at %s: %w", socket, err)
+	}
+	return nil
 }

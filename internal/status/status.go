@@ -40,6 +40,7 @@ type Status struct {
 	Routes    Routes           `json:"routes"`
 
 	Encapsulation Encapsulation `json:"encapsulation,omitzero"`
+	Policy        Policy        `json:"policy,omitzero"`
 }
 
 // Source is the datastore as the agent sees it.

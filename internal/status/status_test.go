@@ -66,7 +66,7 @@ func TestServe(t *testing.T) {
 		`causeway_ready 1`,
 		`causeway_datastore_up 0`,
 		`causeway_node_address_changes_total 2`,
-		`causeway_problems{effect="disabled",field=".spec.cidr",kind="IPPool",name="p"} 1`,
+		`causeway_problems{effect="disabled",field=".spec.cidr",kind="IPPool",name="p",namespace=""} 1`,
 		`causeway_ipam_addresses_in_use 2`,
 		`causeway_routes{owner="bgp"} 3`,
 		`causeway_bgp_peer_established{asn="4200000000",peer="192.0.2.1"} 1`,
