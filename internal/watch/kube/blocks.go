@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 	"unique"
@@ -253,6 +254,18 @@ func metadataOf(c *kubeapi.Clients, resource schema.GroupVersionResource, narrow
 			narrow(&o)
 			return client.Watch(ctx, o)
 		})
+}
+
+// all narrows nothing.
+func all(*metav1.ListOptions) {}
+
+// without narrows to the objects of other names.
+func without(names ...string) func(*metav1.ListOptions) {
+	terms := make([]string, len(names))
+	for i, n := range names {
+		terms[i] = "metadata.name!=" + n
+	}
+	return func(o *metav1.ListOptions) { o.FieldSelector = strings.Join(terms, ",") }
 }
 
 // rested are words about a number of objects that stay as they are for a while as objects

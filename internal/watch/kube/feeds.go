@@ -105,7 +105,7 @@ func (s *Source) addFeeds() {
 	// and more to everybody (measured, of 50 images), where metadata are 0.5 kB.
 	add(&feed{
 		name: "other nodes", resource: "nodes", needed: true,
-		source: metadataOf(s.cfg.Clients, corev1.SchemeGroupVersion.WithResource("nodes"), without([]string{s.cfg.Node})),
+		source: metadataOf(s.cfg.Clients, corev1.SchemeGroupVersion.WithResource("nodes"), without(s.cfg.Node)),
 		sample: &metav1.PartialObjectMetadata{}, strip: stripOtherNode,
 		contents: entries(watch.KindNode, s.opt),
 	})

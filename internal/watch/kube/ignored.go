@@ -28,31 +28,10 @@ var unused = []struct {
 	kind     string
 	resource schema.GroupVersionResource
 	message  string
-	expected []string // objects that a cluster has anyway and that ask for nothing
 }{
-	{"NetworkPolicy", schema.GroupVersionResource{Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"}, notEnforced, nil},
-	{"ClusterNetworkPolicy", schema.GroupVersionResource{Group: "policy.networking.k8s.io", Version: "v1alpha2", Resource: "clusternetworkpolicies"}, notEnforced, nil},
-	{"NetworkPolicy", calico("networkpolicies"), notEnforced, nil},
-	{"GlobalNetworkPolicy", calico("globalnetworkpolicies"), notEnforced, nil},
-	{"StagedNetworkPolicy", calico("stagednetworkpolicies"), notActedOn, nil},
-	{"StagedGlobalNetworkPolicy", calico("stagedglobalnetworkpolicies"), notActedOn, nil},
-	{"StagedKubernetesNetworkPolicy", calico("stagedkubernetesnetworkpolicies"), notActedOn, nil},
-	{"NetworkSet", calico("networksets"), notActedOn, nil},
-	{"GlobalNetworkSet", calico("globalnetworksets"), notActedOn, nil},
-	{"HostEndpoint", calico("hostendpoints"), "is not acted on yet: interfaces of hosts are not protected", nil},
-	{"BGPFilter", calico("bgpfilters"), "is not acted on yet: no route is filtered", nil},
-	{"Tier", calico("tiers"), notActedOn, []string{"default", "adminnetworkpolicy", "baselineadminnetworkpolicy", "kube-admin", "kube-baseline"}},
-	{"KubeControllersConfiguration", calico("kubecontrollersconfigurations"), notActedOn, nil},
-	{"CalicoNodeStatus", calico("caliconodestatuses"), notActedOn, nil},
+	{"BGPFilter", calico("bgpfilters"), "is not acted on yet: no route is filtered"},
+	{"CalicoNodeStatus", calico("caliconodestatuses"), "is not acted on yet"},
 }
-
-// alwaysUnused are those of them that nothing acts on with policy, either.
-var alwaysUnused = []string{v3.KindBGPFilter, v3.KindCalicoNodeStatus}
-
-const (
-	notEnforced = "is not enforced yet: all traffic is let through"
-	notActedOn  = "is not acted on yet"
-)
 
 func calico(resource string) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: v3.GroupName, Version: v3.SchemeGroupVersion.Version, Resource: resource}
@@ -68,9 +47,6 @@ type ignoredKind struct {
 
 func (s *Source) addIgnored(add func(*feed)) {
 	for _, u := range unused {
-		if s.opt.Policy && !slices.Contains(alwaysUnused, u.kind) {
-			continue
-		}
 		k := &ignoredKind{
 			object: model.Object{Kind: u.kind + "." + u.resource.Group, Name: "*"},
 			format: u.message + "; there are %d: %s", rested: rested{again: s.changedAfter},
@@ -80,18 +56,9 @@ func (s *Source) addIgnored(add func(*feed)) {
 		add(&feed{
 			name: u.resource.Resource + "." + u.resource.Group, resource: u.resource.Resource + "." + u.resource.Group,
 			sample: &metav1.PartialObjectMetadata{}, strip: stripMetadata, contents: k.names,
-			source: metadataOf(s.cfg.Clients, u.resource, without(u.expected)),
+			source: metadataOf(s.cfg.Clients, u.resource, all),
 		})
 	}
-}
-
-// without narrows to the objects of other names.
-func without(names []string) func(*metav1.ListOptions) {
-	terms := make([]string, len(names))
-	for i, n := range names {
-		terms[i] = "metadata.name!=" + n
-	}
-	return func(o *metav1.ListOptions) { o.FieldSelector = strings.Join(terms, ",") }
 }
 
 func stripMetadata(obj any) (any, error) {

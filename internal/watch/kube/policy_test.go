@@ -203,30 +203,14 @@ func TestRemotePods(t *testing.T) {
 	}
 }
 
-// TestNoPolicyFeeds: without Config.Policy there are none of these feeds, and the kinds are told
-// of as not acted on.
+// TestNoPolicyFeeds: without Config.Policy there are none of these feeds.
 func TestNoPolicyFeeds(t *testing.T) {
 	s := policySource(t)
 	without, err := New(Config{Clients: s.cfg.Clients, Node: "n1", Log: slog.New(slog.DiscardHandler), Publish: func(*model.Snapshot) {}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if without.policy != nil || without.Policies() != nil || len(without.ignored) != len(unused) {
-		t.Errorf("%d kinds are told of as not acted on, want %d", len(without.ignored), len(unused))
-	}
-	if len(s.ignored) != len(alwaysUnused) {
-		t.Errorf("with policy %d kinds are told of as not acted on, want %d", len(s.ignored), len(alwaysUnused))
-	}
-	for _, u := range unused {
-		name := u.resource.Resource + "." + u.resource.Group
-		found := 0
-		for _, f := range append(s.policy.feeds(), s.feeds...) {
-			if f.name == name {
-				found++
-			}
-		}
-		if found != 1 {
-			t.Errorf("%s is watched %d times", name, found)
-		}
+	if without.policy != nil || without.Policies() != nil || len(without.feeds) != len(s.feeds) {
+		t.Errorf("without policy %d feeds beside it, with policy %d", len(without.feeds), len(s.feeds))
 	}
 }

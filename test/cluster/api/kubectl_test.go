@@ -34,7 +34,6 @@ func TestKubectl(t *testing.T) {
 	}
 	for _, want := range []string{
 		"Warning: Validation failed for ValidatingAdmissionPolicy 'causeway-warnings-felixconfiguration' with binding 'causeway-warnings-felixconfiguration': spec.kubeNodePortRanges is stored, but Causeway does not act on it",
-		"GlobalNetworkPolicy default-deny is stored, but policies are not enforced yet: all traffic is let through",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in:\n%s", want, out)

@@ -198,13 +198,13 @@ func TestWarnings(t *testing.T) {
 		object("ClusterInformation", "default", "spec: {datastoreReady: true}"):                                                                                              nil,
 		object("ClusterInformation", "default", "spec: {datastoreReady: false}"):                                                                                             {"spec.datastoreReady"},
 		object("Tier", "default", "spec: {order: 1000000}"):                                                                                                                  nil,
-		object("Tier", "w", "spec: {order: 3}"):                                                                                                                              {"Tier w is stored"},
+		object("Tier", "w", "spec: {order: 3}"):                                                                                                                              nil,
 		object("FelixConfiguration", "default", "spec: {natPortRange: '32768:65535', natOutgoingExclusions: IPPoolsAndHostIPs, bpfEnabled: false, logSeverityScreen: Info}"): nil,
 		object("FelixConfiguration", "default", "spec: {bpfEnabled: true, wireguardEnabled: true, ipv6Support: false, nftablesMode: Enabled, routeTableRanges: [{min: 1, max: 2}]}"): {
-			"spec.bpfEnabled", "spec.wireguardEnabled", "spec.ipv6Support", "spec.nftablesMode", "spec.routeTableRanges"},
-		object("GlobalNetworkPolicy", "w", "spec: {types: [Ingress], selector: all()}"): {"GlobalNetworkPolicy w is stored, but policies are not enforced yet"},
+			"spec.bpfEnabled", "spec.wireguardEnabled", "spec.ipv6Support", "spec.routeTableRanges"},
+		object("GlobalNetworkPolicy", "w", "spec: {types: [Ingress], selector: all()}"): nil,
 		object("IPAMHandle", "w", "spec: {handleID: w, block: {}}"):                     {"IPAMHandle w is stored"},
-		kubernetesPolicy: {"NetworkPolicy probe is stored, but policies are not enforced yet"},
+		kubernetesPolicy: nil,
 		"{apiVersion: v1, kind: ConfigMap, metadata: {name: w, namespace: default}}": nil,
 	} {
 		got, err := apiserver.ApplyYAML(t.Context(), config, []byte(manifest))

@@ -272,10 +272,10 @@ func TestIgnoredKinds(t *testing.T) {
 	r := start(t, server.Config)
 	r.await("the first snapshot", func(s *model.Snapshot) bool { return true })
 	for _, n := range []string{"d", "a", "c", "b"} {
-		apply(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: "+n+", namespace: default}\nspec: {podSelector: {}}")
+		apply(t, "apiVersion: projectcalico.org/v3\nkind: BGPFilter\nmetadata: {name: "+n+"}\nspec: {exportV4: [{action: Accept}]}")
 		if n == "d" {
 			s := r.await("the first", func(s *model.Snapshot) bool {
-				return hasProblem(s, "NetworkPolicy.networking.k8s.io *: is not enforced yet: all traffic is let through; there are 1: default/d")
+				return hasProblem(s, "BGPFilter.projectcalico.org *: is not acted on yet: no route is filtered; there are 1: d")
 			})
 			if i := slices.IndexFunc(s.Problems, func(p model.Problem) bool { return !p.Ignored }); i >= 0 {
 				t.Errorf("%v", s.Problems)
@@ -285,9 +285,9 @@ func TestIgnoredKinds(t *testing.T) {
 	n := r.published()
 	r2 := start(t, server.Config)
 	r2.await("four, of which three are named", func(s *model.Snapshot) bool {
-		return hasProblem(s, "there are 4: default/a, default/b, default/c, 1 more")
+		return hasProblem(s, "there are 4: a, b, c, 1 more")
 	})
-	eventually(t, "the others", func() bool { w, _ := r.watching("networkpolicies.networking.k8s.io"); return w.Objects == 4 }, r.logged)
+	eventually(t, "the others", func() bool { w, _ := r.watching("bgpfilters.projectcalico.org"); return w.Objects == 4 }, r.logged)
 	if r.published() != n {
 		t.Errorf("each object of a kind that is not acted on makes a snapshot")
 	}

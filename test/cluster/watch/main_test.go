@@ -56,7 +56,7 @@ func clear(t *testing.T) {
 	now := metav1.DeleteOptions{GracePeriodSeconds: new(int64)}
 	calico := func(resource string) schema.GroupVersionResource { return v3.SchemeGroupVersion.WithResource(resource) }
 	for _, r := range []schema.GroupVersionResource{
-		calico("ippools"), calico("bgpconfigurations"), calico("bgppeers"), calico("ipamconfigurations"), calico("felixconfigurations"), calico("ipreservations"), calico("ipamblocks"),
+		calico("ippools"), calico("bgpconfigurations"), calico("bgppeers"), calico("ipamconfigurations"), calico("felixconfigurations"), calico("ipreservations"), calico("ipamblocks"), calico("bgpfilters"),
 		{Version: "v1", Resource: "nodes"},
 	} {
 		if err := c.Metadata.Resource(r).DeleteCollection(ctx, now, metav1.ListOptions{}); err != nil && !apierrors.IsNotFound(err) {
