@@ -201,7 +201,7 @@ func notes(p status.PolicyInForce) string {
 
 func printRules(w io.Writer, d status.PolicyDetail, of []model.Problem) {
 	for _, p := range d.Policies {
-		fmt.Fprintf(w, "%s: tier %s, order %s, for %s of %d endpoints here\n", p.ID, p.Tier, orderText(p.Order), directions(p), p.Endpoints)
+		fmt.Fprintf(w, "%s: tier %s, order %s, holds for %s; endpoints here: %d\n", p.ID, p.Tier, orderText(p.Order), directions(p), p.Endpoints)
 		if n := notes(p); n != "" {
 			fmt.Fprintf(w, "%s\n", n)
 		}
@@ -263,17 +263,20 @@ func printEndpoint(w io.Writer, ep status.PolicyEndpoint) {
 	fmt.Fprintf(w, "%s %s\t%s\t%s\n", ep.Kind, endpointName(ep), ep.Interface, addressList(ep))
 	for _, p := range ep.Paths {
 		fmt.Fprintf(w, "%s\n", p.Place)
+		ends := false
 		for _, t := range p.Tiers {
 			for _, id := range t.Policies {
 				fmt.Fprintf(w, "  tier %s\t%s\n", t.Name, id)
 			}
 			end := "the next tier"
 			if t.End == "deny" {
-				end = "deny"
+				end, ends = "deny", true
 			}
 			fmt.Fprintf(w, "  \tnone of them: %s\n", end)
 		}
-		fmt.Fprintf(w, "  no tier\t%s\n", p.Default)
+		if !ends {
+			fmt.Fprintf(w, "  no tier decides\t%s\n", p.Default)
+		}
 	}
 }
 
