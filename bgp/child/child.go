@@ -17,11 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// GCPercent is Go's GOGC in both processes. At rest their heaps are a few MB and garbage
-// collection costs nothing; while a large table comes in it is what costs most. The child's heap
-// is bounded beside it (Memory).
-const GCPercent = 400
-
 // DefaultUID is the speaker's user and group unless configured: "nonroot" of the distroless
 // images.
 const DefaultUID = 65532

@@ -20,7 +20,7 @@ type Memory struct {
 }
 
 const (
-	// defaultSoft lets 200,000 routes come and go at the full pace of GCPercent.
+	// defaultSoft lets 200,000 routes come and go at the full pace of heap.PercentOfMuch.
 	defaultSoft = 512 << 20
 	// agentShare is left to the agent where both share a limit.
 	agentShare = 192 << 20

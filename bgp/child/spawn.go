@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/causeway-net/causeway/internal/heap"
 )
 
 // spawned is a process that was started, or why not.
@@ -143,7 +145,7 @@ func environment() []string {
 	return []string{
 		"GODEBUG=multipathtcp=0,tracebacklabels=1",
 		"GOTRACEBACK=single",
-		fmt.Sprintf("GOGC=%d", GCPercent),
+		fmt.Sprintf("GOGC=%d", heap.PercentOfLittle),
 		fmt.Sprintf("GOMAXPROCS=%d", min(runtime.GOMAXPROCS(0), maxProcs)),
 	}
 }

@@ -2,10 +2,7 @@ package speaker
 
 import (
 	"math"
-	"runtime"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/causeway-net/causeway/bgp/child"
 )
@@ -27,20 +24,5 @@ func TestLimitFor(t *testing.T) {
 		if got := limitFor(c.live, c.m); got != c.want {
 			t.Errorf("live %d, %+v: %d, want %d", c.live, c.m, got, c.want)
 		}
-	}
-}
-
-func TestAfterEachCollection(t *testing.T) {
-	var n atomic.Int32
-	afterEachCollection(func() { n.Add(1) })
-	for deadline := time.Now().Add(20 * time.Second); n.Load() < 3; {
-		if time.Now().After(deadline) {
-			t.Fatalf("called %d times", n.Load())
-		}
-		runtime.GC()
-		runtime.Gosched()
-	}
-	if live() == 0 {
-		t.Error("no live heap")
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"github.com/causeway-net/causeway/bgp/child"
 	"github.com/causeway-net/causeway/felix/iptables"
 	"github.com/causeway-net/causeway/internal/announce"
+	"github.com/causeway-net/causeway/internal/heap"
 	"github.com/causeway-net/causeway/internal/nodeaddr"
 	"github.com/causeway-net/causeway/internal/task"
 )
@@ -185,7 +185,7 @@ func runAgent(ctx context.Context, o options) error {
 		return err
 	}
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(child.GCPercent)
+		heap.Pace()
 	}
 	run, err := lockRunFolder(o.runDir)
 	if err != nil {
