@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/causeway-net/causeway/test/lab"
 	"github.com/causeway-net/causeway/test/topology/fabric"
 )
@@ -74,8 +76,26 @@ func (b *bench) ownProgram(ctx context.Context, n *lab.Node) error {
 	if err := os.WriteFile(own, text, 0o755); err != nil {
 		return err
 	}
+	if err := uncache(own); err != nil {
+		return err
+	}
 	_, err = n.Exec(ctx, "mount", "--bind", own, program) // in the node's mount namespace
 	return err
+}
+
+// uncache has the kernel read a file anew, as after a reboot. What was written in one piece
+// stays in memory in pieces of up to 2 MB, and a process that touches one page of such a piece
+// is charged with all of it.
+func uncache(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 }
 
 // usageOfNode is what the agent and the speaker of a node use.
