@@ -80,7 +80,7 @@ func TestHeals(t *testing.T) {
 		}
 	}
 	pass, no := n.Packet(false, 6, "pod1", "pod0", 80), n.Packet(false, 6, "pod1", "pod0", 81)
-	for i, c := range []struct {
+	for _, c := range []struct {
 		what   string
 		closed bool // nothing forbidden passes in between
 	}{
@@ -101,7 +101,6 @@ func TestHeals(t *testing.T) {
 		{"delete table inet causeway; add table inet causeway; add set inet causeway sources-4 { type ipv4_addr ; }", false},
 		{"flush ruleset", false},
 	} {
-		// What comes too soon after the last drift waits its time.
 		seen := r.Status().Healed
 		n.Lab.Run(t, "nft", c.what)
 		if c.closed {
@@ -109,7 +108,6 @@ func TestHeals(t *testing.T) {
 				t.Errorf("%s: a forbidden packet arrived (%v)", c.what, err)
 			}
 		}
-		began := time.Now()
 		kerneltest.Eventually(t, func() string {
 			if r.Status().Healed == seen {
 				return c.what + ": the change was not seen"
@@ -119,9 +117,6 @@ func TestHeals(t *testing.T) {
 			}
 			return ""
 		})
-		if took := time.Since(began); i == 0 && took > 5*time.Second {
-			t.Errorf("%s: healed after %v", c.what, took)
-		}
 		if wrong, err := n.Lab.Check([]trace.Packet{pass, no}, []bool{true, false}); err != nil || len(wrong) > 0 {
 			t.Errorf("%s, and it is back: %v, %v", c.what, wrong, err)
 		}

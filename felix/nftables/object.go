@@ -104,10 +104,8 @@ type set struct {
 	members map[string]string
 }
 
-// The bytes of a prefix as a set of prefixes has them hold one more field: with a second one
-// the kernel keeps them where nft need not read all to add one (a set of prefixes alone is read as a
-// whole, with all others of its kind, whenever a member of any set changes).
-const interfaceLen = 16 // IFNAMSIZ
+// interfaceLen is how many bytes an interface's name has in a key (IFNAMSIZ).
+const interfaceLen = 16
 
 func (s *set) addrLen() int {
 	if s.family == policy.IPv6 {
@@ -129,6 +127,8 @@ func (s *set) typ() string {
 	case kindIP:
 		return s.addrType()
 	case kindNet:
+		// The second field says nothing. Without one nft would read all sets of prefixes as a
+		// whole whenever a member of any set changes: 50 ms for 10,000 prefixes.
 		return s.addrType() + " . nf_proto"
 	case kindIPPort:
 		return s.addrType() + " . inet_proto . inet_service"

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"sigs.k8s.io/knftables"
 
@@ -60,6 +61,7 @@ func startGuarded(t testing.TB, l *kerneltest.Lab, guarded []string, known ...st
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.HealEvery(20 * time.Millisecond)
 	r.Policy = p
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
