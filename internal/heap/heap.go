@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"time"
 )
 
 // The percentages by which the heap grows from one collection to the next (Go's GOGC). At rest
@@ -45,7 +46,12 @@ func Pace() {
 		}
 	}
 	AfterEachCollection(set)
+	time.AfterFunc(settled, debug.FreeOSMemory)
 }
+
+// settled is how long after the start what it took and let go is given back to the kernel. The
+// runtime keeps it for what comes next, and at rest nothing like a start comes.
+const settled = 30 * time.Second
 
 // Live is the heap that the last collection found in use, in bytes; 0 before the first.
 func Live() int64 {
