@@ -1,7 +1,7 @@
 // Package controller owns what is cluster-wide: addresses and blocks that nodes which are
 // gone left behind, the default pools and tiers of a new cluster, the conditions of pools,
-// the addresses of Services of type LoadBalancer, and the key that agents share. One replica
-// at a time works, under a Lease; blocks change by compare-and-swap alone, as everywhere, so
+// the addresses of Services of type LoadBalancer, the key that agents share, and what is said
+// of policies that are wrong. One replica at a time works, under a Lease; blocks change by compare-and-swap alone, as everywhere, so
 // that even two at once would do no harm.
 //
 // # Rights
@@ -22,6 +22,9 @@
 //	  core                 services/status                    patch
 //	  events.k8s.io        events                             create, patch
 //	  networking.k8s.io    servicecidrs                       list
+//	  networking.k8s.io    networkpolicies                    list, watch
+//	  policy.networking.k8s.io  clusternetworkpolicies         list
+//	  policy.networking.k8s.io  clusternetworkpolicies/status  patch
 //	  projectcalico.org    ippools                            list, watch, create, patch
 //	  projectcalico.org    ippools/status                     patch
 //	  projectcalico.org    ipamblocks                         list, watch, create, update, delete
@@ -29,7 +32,13 @@
 //	  projectcalico.org    ipreservations                     list, watch
 //	  projectcalico.org    kubecontrollersconfigurations      list, watch
 //	  projectcalico.org    clusterinformations                get, create, patch
-//	  projectcalico.org    tiers                              create
+//	  projectcalico.org    tiers                              list, watch, create
+//	  projectcalico.org    tiers/status                       patch
+//	  projectcalico.org    networkpolicies                    list, watch
+//	  projectcalico.org    globalnetworkpolicies              list, watch
+//	  projectcalico.org    stagednetworkpolicies              list, watch
+//	  projectcalico.org    stagedglobalnetworkpolicies        list, watch
+//	  projectcalico.org    stagedkubernetesnetworkpolicies    list, watch
 //
 // IPAMHandle and BlockAffinity objects, which Calico keeps beside its blocks, are never
 // touched: they are not ours.

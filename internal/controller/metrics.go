@@ -30,6 +30,7 @@ var (
 	descNodeBlocks = desc("node_blocks", "Blocks that a node owns.", "node")
 	descLacking    = desc("loadbalancer_services_lacking", "Services of type LoadBalancer that lack an address.")
 	descDeparted   = desc("controller_departed_nodes", "Nodes that are gone and that blocks still name.")
+	descPolicies   = desc("policy_objects_with_problems", "Policies and tiers that are not in force (disabled), or not in all that they say (ignored).", "kind", "effect")
 )
 
 // Collector makes the metrics; a replica that stands by has no numbers of pools.
@@ -38,7 +39,7 @@ func (c *Controller) Collector() prometheus.Collector { return collector{c} }
 type collector struct{ c *Controller }
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeader, descReady, descAddresses, descCapacity, descBlocks, descExhausted, descNodeBlocks, descLacking, descDeparted} {
+	for _, d := range []*prometheus.Desc{descLeader, descReady, descAddresses, descCapacity, descBlocks, descExhausted, descNodeBlocks, descLacking, descDeparted, descPolicies} {
 		ch <- d
 	}
 	c.c.counts.addressesFreed.Describe(ch)
@@ -77,6 +78,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descLacking, float64(t.assigner.lackingCount()))
 	gauge(descDeparted, float64(t.sweeper.departed()))
+	for kind, n := range t.examiner.troubles() {
+		gauge(descPolicies, float64(n.disabled), kind, "disabled")
+		gauge(descPolicies, float64(n.ignored), kind, "ignored")
+	}
 }
 
 func truth(b bool) float64 {

@@ -44,6 +44,7 @@ type term struct {
 	assigner *assigner
 	founder  *founder
 	keymaker *keymaker
+	examiner *examiner
 
 	mu     sync.Mutex
 	v      *view
@@ -79,6 +80,10 @@ func newTerm(cfg Config, counts *counters) (*term, error) {
 		t.assigner.blockChanged(old, now)
 	})
 	t.sweeper, t.reporter, t.assigner, t.founder, t.keymaker = newSweeper(t), newPoolReporter(t), nil, newFounder(t), newKeymaker(t)
+	var err error
+	if t.examiner, err = newExaminer(t); err != nil {
+		return nil, err
+	}
 	return t, t.handle()
 }
 
@@ -272,13 +277,13 @@ func (t *term) run(ctx context.Context) error {
 		}
 		recorder.Eventf(&about, nil, kind, reason, action, "%s", note)
 	}
-	t.assigner.event, t.founder.event, t.keymaker.event = t.event, t.event, t.event
+	t.assigner.event, t.founder.event, t.keymaker.event, t.examiner.event = t.event, t.event, t.event, t.event
 
 	var tasks []task.Task
 	for name, i := range t.informers() {
 		tasks = append(tasks, task.Func("watch "+name, func(ctx context.Context) error { i.RunWithContext(ctx); return nil }))
 	}
-	tasks = append(tasks, task.Func("loops", t.loops))
+	tasks = append(tasks, task.Func("loops", t.loops), t.examiner)
 	return task.Run(ctx, t.log, tasks...)
 }
 
