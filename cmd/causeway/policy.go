@@ -43,7 +43,11 @@ func (a *agent) setGuard(v4, v6 model.EncapGuard) {
 // goes when this one's rules stand.
 func (a *agent) usePolicy(snap *model.Snapshot) {
 	if a.nftables = snap.Felix.NFTables; a.nftables {
-		backend, err := nftables.New(nftables.Config{Log: a.log, Marks: a.marks, Known: a.known, Resync: a.o.resync})
+		guarded, err := a.rules[0].Guards(context.Background(), a.known)
+		if err != nil {
+			a.log.Warn("running pods' packets are dropped until their policy is known", "error", err)
+		}
+		backend, err := nftables.New(nftables.Config{Log: a.log, Marks: a.marks, Known: a.known, Guarded: guarded, Resync: a.o.resync})
 		if err != nil {
 			a.log.Error("policy cannot be enforced, and no pod can start", "error", err)
 			return
@@ -68,10 +72,12 @@ func (a *agent) usePolicy(snap *model.Snapshot) {
 	})
 }
 
-// retireIPTables has no policy in iptables: its rules go, and then its sets.
+// retireIPTables has no policy in iptables: its rules go, and then its sets. What pods send from
+// nftables asks now, which knows what is granted beside their addresses.
 func (a *agent) retireIPTables(ctx context.Context) error {
 	var errs []error
 	for _, r := range a.rules {
+		r.Update(iptables.Raw, []iptables.Chain{{Name: iptables.ReversePathChain}}, nil)
 		for _, t := range []iptables.Table{iptables.Mangle, iptables.Filter} {
 			r.Set(t, iptables.TableState{IfThere: true})
 			errs = append(errs, r.WaitChains(ctx, t))

@@ -562,7 +562,7 @@ func (a *agent) warnings() []string {
 			out = append(out, fmt.Sprintf("FelixConfiguration: iptablesBackend asks for %q now: restart the agent to bring that into force; no flow is lost", cmp.Or(string(b), "auto")))
 		}
 		if wanted := snap.Felix.NFTables; wanted != a.nftables {
-			out = append(out, "FelixConfiguration: nftablesMode asks for another backend now: restart the agent to bring that into force; no flow is lost")
+			out = append(out, "FelixConfiguration: nftablesMode asks for another backend now: restart the agent to bring that into force")
 		}
 	default:
 	}

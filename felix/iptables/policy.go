@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -108,6 +109,22 @@ func NewPolicy(cfg PolicyConfig) (*Policy, error) {
 		p.families = append(p.families, f)
 	}
 	return p, nil
+}
+
+// Guards names those of workloads' interfaces that have rules of policy in the kernel, an earlier
+// agent's before there is a Policy.
+func (r *Reconciler) Guards(ctx context.Context, interfaces []string) ([]string, error) {
+	text, err := r.kernel.Save(ctx, Filter)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", r, err)
+	}
+	var out []string
+	for _, name := range interfaces {
+		if bytes.Contains(text, []byte("\n:"+ingressChain(name)+" ")) {
+			out = append(out, name)
+		}
+	}
+	return out, nil
 }
 
 // write hands an edit to the Reconciler.
