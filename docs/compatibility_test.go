@@ -66,7 +66,8 @@ var types = map[string]reflect.Type{
 // byController are fields that the controller reads or writes, with the words of its code
 // that do so.
 var byController = map[string]string{
-	"IPPool .status.conditions[]":                                           "p.Status.Conditions",
+	"IPPool .status.conditions[]": "p.Status.Conditions",
+	"Tier .status.conditions[]":   "out.conditions = x.Status.Conditions",
 	"KubeControllersConfiguration .spec.controllers.loadBalancer.assignIPs": "lb.AssignIPs",
 	"ClusterInformation .spec.clusterGUID":                                  "ClusterGUID:",
 	"ClusterInformation .spec.clusterType":                                  "ClusterType:",
