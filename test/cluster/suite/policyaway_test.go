@@ -42,11 +42,11 @@ spec: {podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {role: fri
 			}
 		}
 	})
-	before := web.tap.From(out.from...).Count // of the time before the policy
+	before := out.heard(out.from...).Count // of the time before the policy
 	holds := func(what string) {
 		t.Helper()
 		out.sends(t, 200)
-		if n := web.tap.From(out.from...).Count - before; n > 0 {
+		if n := out.heard(out.from...).Count - before; n > 0 {
 			t.Fatalf("%s: %d forbidden packets arrived", what, n)
 		}
 		in.let(t, changeWithin, time.Now())

@@ -37,7 +37,7 @@ spec: {selector: app == 'web', types: [Ingress], ingress: [{action: Allow, sourc
 	apply(t, valid, "edited")
 	out, in := web.knockOf(t, stranger), web.knockOf(t, friend)
 	out.kept(t, changeWithin, time.Now())
-	before := web.tap.From(out.from...).Count
+	before := out.heard(out.from...).Count
 
 	for _, text := range []string{
 		"spec: {podSelector: {}, ingress: [{ports: [{port: 80, endPort: 70}]}]}",
@@ -79,7 +79,7 @@ spec: {selector: app == 'web', types: [Ingress], ingress: [{action: Allow, sourc
 			}
 			out.sends(t, 200)
 			in.let(t, changeWithin, time.Now())
-			if n := web.tap.From(out.from...).Count - before; n > 0 {
+			if n := out.heard(out.from...).Count - before; n > 0 {
 				t.Fatalf("%s: %d forbidden packets arrived", b.what, n)
 			}
 			if name == b.what {
