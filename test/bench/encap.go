@@ -102,11 +102,24 @@ func (b *bench) onPath(ctx context.Context, f *fabric.Fabric, p path) (err error
 		}
 		defer stop()
 	}
-	for _, streams := range []int{1, 8} {
-		versus := "ip link, ip route"
-		if p.noTx {
-			versus += ", no checksum offload"
+	versus := "ip link, ip route"
+	if p.noTx {
+		versus += ", no checksum offload"
+	}
+	each := &Comparison{Name: fmt.Sprintf("pod to pod, %s, processor time of one packet", p.name), Versus: versus, Unit: "µs"}
+	for i := range 2 * b.size.pairs {
+		var got [2]float64
+		err := inTurns(i, func(side int) (err error) {
+			got[side], err = sides[side].packet()
+			return err
+		})
+		if err != nil {
+			return err
 		}
+		each.add(got[0], got[1])
+	}
+	b.compare(each)
+	for _, streams := range []int{1, 8} {
 		c := &Comparison{Name: fmt.Sprintf("pod to pod, %s, TCP, %d streams", p.name, streams), Versus: versus, Unit: "Gbit/s", Least: 0.97}
 		if streams == 1 {
 			c.Name = strings.TrimSuffix(c.Name, "s")
