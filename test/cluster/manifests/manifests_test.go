@@ -339,13 +339,17 @@ func TestChart(t *testing.T) {
 		}
 	}
 	secrets := got["Role net/causeway-agent"]["rules"].([]any)[0].(map[string]any)["resourceNames"]
-	if fmt.Sprint(secrets) != "[a b]" {
+	if fmt.Sprint(secrets) != "[causeway-announce a b]" {
 		t.Errorf("agents may read the Secrets %v", secrets)
 	}
-	out, err = template(t, "--set", "agent.bgpSecrets=null,policies.nodeBinding=false,policies.warnings=false")
+	out, err = template(t, "--namespace", "net", "--set", "agent.bgpSecrets=null,policies.nodeBinding=false,policies.warnings=false")
 	must(t, err)
-	if strings.Contains(string(out), "secrets") || strings.Contains(string(out), "ValidatingAdmissionPolicy") {
-		t.Error("rights on Secrets or policies though there should be none")
+	if strings.Contains(string(out), "ValidatingAdmissionPolicy") {
+		t.Error("admission policies though there should be none")
+	}
+	secrets = objects(t, out)["Role net/causeway-agent"]["rules"].([]any)[0].(map[string]any)["resourceNames"]
+	if fmt.Sprint(secrets) != "[causeway-announce]" {
+		t.Errorf("without passwords agents may read the Secrets %v", secrets)
 	}
 
 	for _, bad := range []string{

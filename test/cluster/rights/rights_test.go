@@ -152,7 +152,8 @@ func TestManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, g := range grants {
-		if g.Resource == "secrets" && (g.Name == "" || g.Namespace == "") {
+		// Whoever makes one cannot be held to a name: RBAC knows it only afterwards.
+		if g.Resource == "secrets" && (g.Name == "" && g.Verb != "create" || g.Namespace == "") {
 			t.Errorf("%s: Secrets must be named one by one", g)
 		}
 	}
