@@ -12,11 +12,13 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -146,36 +148,53 @@ func runCombination(ctx context.Context, o options, on combination) (err error) 
 	if err != nil {
 		return err
 	}
-	var errs []error
+	facts := map[string]string{factCommit: run, factKubernetes: k8s}
 	for _, s := range o.suites {
 		if s.dns {
 			if err := startDNS(ctx, c); err != nil {
 				return err
 			}
 		}
-		start := time.Now()
-		r, err := runSuite(ctx, c, &s, o, filepath.Join(logs, s.name))
-		if r != nil {
-			fmt.Printf("%s: %s: %s, %s\n", s.name, on, r.summary(), r.took.Round(time.Second))
-			err = errors.Join(err, r.failed())
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
-		}
-		if r == nil || ctx.Err() != nil || o.focus != "" || o.short {
-			continue // not all of it
-		}
-		if strings.HasSuffix(run, "-dirty") {
-			fmt.Printf("not recorded in %s: the agents run %s, which is no commit\n", o.record, run)
-			continue
-		}
-		col := column{name: on.String(), facts: map[string]string{factDate: start.UTC().Format("2006-01-02"), factCommit: run,
-			factKubernetes: k8s, factSpecs: r.summary(), factTook: fmt.Sprintf("%s, %d at once", r.took.Round(time.Second), r.atOnce)}, outcome: r}
-		if err := record(o.record, &s, col); err != nil {
-			errs = append(errs, err)
-		}
 	}
+	// Side by side: the suites share nothing but the cluster, and those of policy mostly wait.
+	var recording sync.Mutex
+	var wg sync.WaitGroup
+	errs := make([]error, len(o.suites))
+	for i, s := range o.suites {
+		wg.Go(func() {
+			start := time.Now()
+			r, err := runSuite(ctx, c, &s, o, filepath.Join(logs, s.name))
+			if r != nil {
+				fmt.Printf("%s: %s: %s, %s\n", s.name, on, r.summary(), r.took.Round(time.Second))
+				err = errors.Join(err, r.failed())
+			}
+			if err != nil {
+				err = fmt.Errorf("%s: %w", s.name, err)
+			}
+			// What is recorded is all of a suite, run to its end.
+			if r != nil && ctx.Err() == nil && o.focus == "" && !o.short {
+				recording.Lock()
+				defer recording.Unlock()
+				err = errors.Join(err, o.keep(&s, on, r, facts, start))
+			}
+			errs[i] = err
+		})
+	}
+	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// keep records the outcome of a suite, unless the agents are of no commit.
+func (o options) keep(s *suite, on combination, r *outcome, facts map[string]string, start time.Time) error {
+	if strings.HasSuffix(facts[factCommit], "-dirty") {
+		fmt.Printf("not recorded in %s: the agents run %s, which is no commit\n", o.record, facts[factCommit])
+		return nil
+	}
+	own := maps.Clone(facts)
+	own[factDate] = start.UTC().Format("2006-01-02")
+	own[factSpecs] = r.summary()
+	own[factTook] = fmt.Sprintf("%s, %d at once", r.took.Round(time.Second), r.atOnce)
+	return record(o.record, s, column{name: on.String(), facts: own, outcome: r})
 }
 
 // setPolicyBackend tells the agents which packet filter policy is written to, and waits

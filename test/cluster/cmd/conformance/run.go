@@ -37,7 +37,7 @@ type spec struct {
 }
 
 // runSuite runs a suite on a cluster. The programs' output goes to files in dir, and to
-// stdout when there is one program only.
+// stdout when that is one program only.
 func runSuite(ctx context.Context, c *cluster.Cluster, s *suite, o options, dir string) (*outcome, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -97,7 +97,7 @@ func runGinkgo(ctx context.Context, c *cluster.Cluster, s *suite, o options, dir
 		}
 		wg.Go(func() {
 			in := filepath.Join(dir, fmt.Sprint(i+1))
-			ran := runE2E(ctx, c, in, r.atOnce == 1, "-ginkgo.focus", strings.Join(own, "|"), "-ginkgo.timeout", "2h")
+			ran := runE2E(ctx, c, in, r.atOnce == 1 && len(o.suites) == 1, "-ginkgo.focus", strings.Join(own, "|"), "-ginkgo.timeout", "2h")
 			if reports[i], errs[i] = readJUnit(filepath.Join(in, "junit_01.xml")); errs[i] != nil {
 				errs[i] = errors.Join(ran, errs[i]) // a spec that failed is in the report
 			}

@@ -76,7 +76,7 @@ var suites = []suite{
 			"channel: tiers Admin and Baseline, before and after NetworkPolicy. A test that found no way through must have found\n" +
 			"silence: a refused connection counts as failed.",
 		crds:  [2]string{"sigs.k8s.io/network-policy-api", "config/crd/experimental/policy.networking.k8s.io_clusternetworkpolicies.yaml"},
-		short: []string{`CNPAdminTierIntegration`, `CNPBaselineTierGress`},
+		short: []string{`CNPAdminTierIntegration`},
 	},
 }
 
