@@ -310,13 +310,35 @@ spec:
 `, name, order)
 }
 
-// established waits until both nodes' sessions are up and all routes are in. An agent that is killed
-// before that, again, loses what its peers keep for it (RFC 4724, section 4.2).
+// established waits until both nodes' sessions are up, all routes are in, and none is kept from
+// before. An agent that is killed earlier, again, loses what its peers keep for it (RFC 4724,
+// section 4.2).
 func (f *fabric) established(t *testing.T) {
 	t.Helper()
-	ctx := scenario.Context(t, time.Minute)
+	ctx := scenario.Context(t, 2*time.Minute)
 	for _, n := range []*lab.Node{f.n1, f.n2} {
-		scenario.Eventually(t, 30*time.Second, "sessions", func() error { return harness.Established(ctx, n) })
+		scenario.Eventually(t, time.Minute, "sessions", func() error {
+			if err := harness.Established(ctx, n); err != nil {
+				return err
+			}
+			for _, v6 := range families {
+				rib, err := operator.RIB(ctx, n, v6)
+				if err != nil {
+					return err
+				}
+				for prefix, paths := range rib {
+					for _, p := range paths {
+						if p.Stale {
+							return fmt.Errorf("%s has %s by %s from before", n, prefix, p.Neighbor)
+						}
+					}
+				}
+				if len(rib) < 2 {
+					return fmt.Errorf("%s knows %d blocks", n, len(rib))
+				}
+			}
+			return nil
+		})
 	}
 }
 
