@@ -33,7 +33,11 @@ func TestExplain(t *testing.T) {
 	named := func(name string) End { return End{Namespace: "default", Name: name} }
 	w.sees("that the policy forbids", func() bool {
 		a, err := ask(named("near"), named("web"))
-		return err == nil && len(a) == 1 && !a[0].Result.Allowed
+		if err != nil || a[0].Result.Allowed {
+			return false
+		}
+		_, err = ask(named("client"), named("web")) // known since the policy selects it
+		return err == nil && a[0].Result.Stages[len(a[0].Result.Stages)-1].Point == trace.WorkloadIngress
 	})
 	a, err := ask(named("near"), named("web"))
 	if err != nil {
