@@ -44,9 +44,9 @@ image of a commit without further changes; it is run at every release. ` + "`mak
 runs a part and replaces that part. CI runs a dozen or so specs of every kind.
 
 A column is a combination: the packet filter that Causeway writes policy to (iptables is its nft form, with ipset), and the
-mode of kube-proxy. A cell is the outcome and the seconds it took; suites run side by side, and specs at once: they slow each other down. Specs of
-SCTP run, too, on kernels that have no SCTP sockets: the cluster's agnhost sets up its associations on raw sockets
-(test/cluster/kubernetes/sctp), and packet filters and kube-proxy see the same packets.
+mode of kube-proxy. A cell is the outcome and the seconds it took: suites run side by side and specs at once, which slows
+each of them. Specs of SCTP run, too, on kernels that have no SCTP sockets: the cluster's agnhost sets up its associations
+on raw sockets (test/cluster/kubernetes/sctp), and packet filters and kube-proxy see the same packets.
 `
 
 // record puts a column into the file, in place of one of the same name.
