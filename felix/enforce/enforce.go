@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -90,9 +91,13 @@ type Enforcer struct {
 	news     chan struct{}   // closed when one of them grows, and replaced
 	standing []*policy.Delta // handed to the backend, not to the judge yet
 	leaving  []netip.Addr    // whose connections are to be forgotten
-	began    time.Time       // of the last Publish
-	since    time.Time       // that of the first change in standing
-	changes  Changes
+	// cleared are addresses that have no connections of who had them before.
+	cleared map[netip.Addr]struct{}
+
+	forgetting sync.Mutex // held while connections are forgotten; taken before mu
+	began      time.Time  // of the last Publish
+	since      time.Time  // that of the first change in standing
+	changes    Changes
 }
 
 // New makes an Enforcer. Nothing is enforced before Use.
@@ -111,7 +116,7 @@ func New(cfg Config) (*Enforcer, error) {
 	}
 	e := &Enforcer{
 		cfg: cfg, judge: conntrack.NewJudge(cfg.Flows.Route), engine: policy.New(cfg.Engine),
-		start: make(chan struct{}), wake: make(chan struct{}, 1), news: make(chan struct{}),
+		start: make(chan struct{}), wake: make(chan struct{}, 1), news: make(chan struct{}), cleared: map[netip.Addr]struct{}{},
 	}
 	var err error
 	e.cutter, err = conntrack.New(conntrack.Config{Log: cfg.Log, Bit: cfg.Marks.Forbidden, Verdict: e.judge.Verdict, Kernel: cfg.Flows})
@@ -206,6 +211,7 @@ func (e *Enforcer) poke() {
 func (e *Enforcer) Restore(eps ...model.Endpoint) {
 	for _, ep := range eps {
 		e.cfg.Local.Attach(ep)
+		e.clear(ep.Addresses) // what is there is its own
 	}
 }
 
@@ -214,6 +220,11 @@ func (e *Enforcer) Restore(eps ...model.Endpoint) {
 // direction, and they come when it is.
 func (e *Enforcer) Attach(ctx context.Context, ep model.Endpoint) error {
 	seq := e.cfg.Local.Attach(ep)
+	// No route leads to the addresses yet. What was established with who had them before would pass
+	// whatever the new one's rules say.
+	if err := e.forget(ctx, ep.Addresses); err != nil {
+		return fmt.Errorf("policy of %s: %w", ep.HostInterface, err)
+	}
 	patience := time.NewTimer(e.cfg.Patience)
 	defer patience.Stop()
 	for late := false; ; {
@@ -238,12 +249,60 @@ func (e *Enforcer) Attach(ctx context.Context, ep model.Endpoint) error {
 	}
 }
 
+// forget deletes the connections of addresses that no running pod has, unless they are cleared.
+func (e *Enforcer) forget(ctx context.Context, addrs []netip.Addr) error {
+	e.forgetting.Lock()
+	defer e.forgetting.Unlock()
+	e.mu.Lock()
+	e.leaving = slices.DeleteFunc(e.leaving, func(a netip.Addr) bool { return slices.Contains(addrs, a) })
+	due := slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { _, done := e.cleared[a]; return done })
+	e.mu.Unlock()
+	if len(due) == 0 {
+		return nil
+	}
+	if _, err := e.cfg.Flows.Forget(ctx, due...); err != nil {
+		return fmt.Errorf("forgetting connections of %v: %w", due, err)
+	}
+	e.clear(due)
+	return nil
+}
+
+// sweep forgets the connections of who is gone. An address that was handed on is not among
+// them: Attach took it out.
+func (e *Enforcer) sweep(ctx context.Context) {
+	e.forgetting.Lock()
+	defer e.forgetting.Unlock()
+	e.mu.Lock()
+	leaving := e.leaving
+	e.leaving = nil
+	e.mu.Unlock()
+	if len(leaving) == 0 {
+		return
+	}
+	if _, err := e.cfg.Flows.Forget(ctx, leaving...); err == nil {
+		e.clear(leaving)
+	} else if ctx.Err() == nil {
+		e.cfg.Log.Warn("connections of pods that are gone stay in the kernel until their addresses are handed on", "addresses", leaving, "error", err)
+	}
+}
+
+func (e *Enforcer) clear(addrs []netip.Addr) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, a := range addrs {
+		e.cleared[a] = struct{}{}
+	}
+}
+
 // Detach takes the pod's rules away, and the connections of its addresses: whoever gets them next
 // has nothing to do with those. It does not wait.
 func (e *Enforcer) Detach(ep model.Endpoint) {
 	e.cfg.Local.Detach(ep.Key)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	for _, a := range ep.Addresses {
+		delete(e.cleared, a)
+	}
 	e.leaving = append(e.leaving, ep.Addresses...)
 	e.poke()
 }
@@ -270,8 +329,8 @@ func (e *Enforcer) follow(ctx context.Context, backend Backend, retire func(cont
 		case <-e.wake:
 		}
 		e.mu.Lock()
-		deltas, leaving, synced, since := e.standing, e.leaving, e.synced, e.since
-		e.standing, e.leaving = nil, nil
+		deltas, synced, since := e.standing, e.synced, e.since
+		e.standing = nil
 		e.mu.Unlock()
 		if len(deltas) > 0 || synced && !begun {
 			// Rules that the kernel refuses are reported by the backend and tried again; flows are
@@ -292,11 +351,7 @@ func (e *Enforcer) follow(ctx context.Context, backend Backend, retire func(cont
 				e.cfg.Log.Warn("rules that an earlier agent made with another backend stay beside ours", "error", err)
 			}
 		}
-		if len(leaving) > 0 {
-			if _, err := e.cfg.Flows.Forget(ctx, leaving...); err != nil && ctx.Err() == nil {
-				e.cfg.Log.Warn("connections of pods that are gone stay in the kernel", "addresses", leaving, "error", err)
-			}
-		}
+		e.sweep(ctx)
 	}
 }
 

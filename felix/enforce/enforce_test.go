@@ -3,6 +3,7 @@ package enforce
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -288,8 +289,62 @@ func TestAttachWaitsForTheKernel(t *testing.T) {
 	w.sees("that its connections are forgotten", func() bool {
 		w.flows.mu.Lock()
 		defer w.flows.mu.Unlock()
-		return slices.Equal(w.flows.forgotten, other.Addresses)
+		return slices.Equal(w.flows.forgotten, slices.Concat(web.Addresses, other.Addresses, other.Addresses)) // before each came, and when one went
 	})
+}
+
+// TestAnAddressHandedOn: what was established with who had an address is forgotten before the
+// next one is attached, and what that one begins is not.
+func TestAnAddressHandedOn(t *testing.T) {
+	w := newWorld(t)
+	w.policies.SetNamespace(model.Namespace{Name: "default"})
+	w.policies.SetPending(nil)
+	w.use()
+	forgotten := func(a netip.Addr) (n int) {
+		w.flows.mu.Lock()
+		defer w.flows.mu.Unlock()
+		for _, f := range w.flows.forgotten {
+			if f == a {
+				n++
+			}
+		}
+		return n
+	}
+	running, _ := pod("running", "10.0.0.9")
+	w.Restore(running)
+	if err := w.attach(running); err != nil { // an ADD that is repeated
+		t.Fatal(err)
+	}
+	if n := forgotten(running.Addresses[0]); n != 0 {
+		t.Error("the connections of a pod that ran before the agent were forgotten")
+	}
+	const rounds = 20
+	var addr netip.Addr
+	for i := range rounds {
+		ep, object := pod(fmt.Sprintf("p%d", i), "10.0.0.1")
+		addr = ep.Addresses[0]
+		w.policies.SetPod(object)
+		if err := w.attach(ep); err != nil {
+			t.Fatal(err)
+		}
+		// Once for whoever had it before this agent, and once for each that went.
+		if n := forgotten(addr); n != i+1 {
+			t.Fatalf("with pod %d attached, connections of its address were forgotten %d times, want %d", i, n, i+1)
+		}
+		if i < rounds-1 {
+			w.Detach(ep)
+		}
+	}
+	other, object := pod("other", "10.0.0.2")
+	w.policies.SetPod(object)
+	if err := w.attach(other); err != nil {
+		t.Fatal(err)
+	}
+	w.Detach(other)
+	w.sees("the other's connections forgotten", func() bool { return forgotten(other.Addresses[0]) == 2 })
+	if n := forgotten(addr); n != rounds {
+		t.Errorf("connections of a running pod were forgotten: %d times, want %d", n, rounds)
+	}
 }
 
 // TestANameUsedAgain: the rules of a new pod are its own, however alike it is to the one before.
