@@ -62,6 +62,17 @@ func (a *agent) policyStatus() status.Policy {
 	return out
 }
 
+// policyTrouble says what keeps policy from being in force as the datastore has it, or nil.
+func (a *agent) policyTrouble() error {
+	switch st := a.policy.Status(); {
+	case st.Err != nil:
+		return fmt.Errorf("%s: %w", a.policy, st.Err)
+	case st.Waiting:
+		return fmt.Errorf("%s: changes wait for what was not read yet: %s", a.policy, cmp.Or(strings.Join(st.Missing, ", "), "pods or services that policies name"))
+	}
+	return nil
+}
+
 // packetFilter names what enforces policy; empty until the first snapshot has said it.
 func (a *agent) packetFilter() string {
 	select {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -176,7 +175,7 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	}
 	if a.data.clients != nil {
 		a.node, err = node.New(node.Config{
-			Clients: a.data.clients, Node: o.nodeName, Log: log, Ready: a.carries, Subnet: a.links.Subnet, IPv4: v4, IPv6: v6,
+			Clients: a.data.clients, Node: o.nodeName, Log: log, Ready: a.carries, Policy: a.policyTrouble, Subnet: a.links.Subnet, IPv4: v4, IPv6: v6,
 			Restarted: restarting,
 		})
 		if err != nil {
@@ -569,10 +568,8 @@ func (a *agent) warnings() []string {
 	if err := a.sets.Status().Err; err != nil {
 		out = append(out, fmt.Sprintf("%s: %v", a.sets, err))
 	}
-	if st := a.policy.Status(); st.Err != nil {
-		out = append(out, fmt.Sprintf("%s: %v", a.policy, st.Err))
-	} else if st.Waiting {
-		out = append(out, fmt.Sprintf("%s: changes wait for what was not read yet: %s", a.policy, cmp.Or(strings.Join(st.Missing, ", "), "pods or services that policies name")))
+	if err := a.policyTrouble(); err != nil {
+		out = append(out, err.Error())
 	}
 	if a.announce != nil {
 		if err := a.announce.Trouble(); err != nil {

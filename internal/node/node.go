@@ -41,6 +41,9 @@ type Config struct {
 	// Ready says why this node cannot carry pods' traffic, or nil. Required. It is called
 	// about once in Every and must be quick.
 	Ready func() error
+	// Policy says what keeps policy from being enforced as it should be, or nil. Optional;
+	// called as Ready is.
+	Policy func() error
 	// Subnet returns an address of this node with the length of its subnet, the zero
 	// Prefix while that is not known yet, or an error when no link has it. Required.
 	Subnet func(netip.Addr) (netip.Prefix, error)
@@ -61,6 +64,8 @@ type Reporter struct {
 	events *recorder
 	health health
 	wake   chan struct{} // buffered: there is something to look at
+
+	grievance grievance // Run's
 
 	mu     sync.Mutex   // guards what follows
 	node   *corev1.Node // as last seen; nil before the first time, and while it is gone
@@ -135,6 +140,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 		failing string
 	)
 	for {
+		r.complain(time.Now())
 		if now := time.Now(); !now.Before(retryAt) {
 			err := r.step(ctx, now)
 			switch {
