@@ -41,7 +41,7 @@ const preface = `# Conformance
 Upstream's specs against Causeway on the test cluster: four nodes in two racks, dual stack, eBGP to FRR ToRs. Real
 Kubernetes, containerd and kube-proxy; see test/cluster. ` + "`make conformance`" + ` runs all and writes this file, for an
 image of a commit without further changes; it is run at every release. ` + "`make conformance ARGS='-suites netpol -policy iptables'`" + `
-runs a part and replaces that part. CI runs a dozen or so specs of every kind.
+runs a part and replaces that part. CI runs some twenty specs of policy.
 
 A column is a combination: the packet filter that Causeway writes policy to (iptables is its nft form, with ipset), and the
 mode of kube-proxy. A cell is the outcome and the seconds it took: suites run side by side and specs at once, which slows
