@@ -197,7 +197,7 @@ func (p *Policies) endpoints(k podKey, l *localPod) []model.PolicyEndpoint {
 			if p.spoofing {
 				ep.AllowedSources = o.AllowedSources
 			}
-		case p.objects:
+		case p.objects && k.namespace != "": // what is no pod has no object to wait for
 			ep.Unknown = true
 		}
 		out = append(out, ep)
