@@ -11,7 +11,6 @@ import (
 
 	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/test/cluster"
-	"github.com/causeway-net/causeway/test/lab/traffic"
 )
 
 // away is how long the API server stays away.
