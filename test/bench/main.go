@@ -36,7 +36,7 @@ type size struct {
 }
 
 var sizes = map[string]size{
-	"full":  {pairs: 10, pods: 50, burst: 50, starts: 200, rest: time.Minute, changes: 150},
+	"full":  {pairs: 10, pods: 50, burst: 50, starts: 200, rest: time.Minute, changes: 100},
 	"short": {pairs: 5, pods: 20, burst: 50, starts: 50, rest: 10 * time.Second, changes: 30},
 }
 
