@@ -16,11 +16,11 @@ import (
 	"github.com/causeway-net/causeway/internal/watch"
 )
 
-// Changes of policy are gathered before the file is written again, for a hundred times as long as it
+// Changes of policy are gathered before the file is written again, for twenty times as long as it
 // took, within these bounds: the pods of a large cluster are some megabytes.
 const (
 	policyGatherLeast = 100 * time.Millisecond
-	policyGatherMost  = 10 * time.Second
+	policyGatherMost  = 5 * time.Second
 )
 
 // policyHead is the first line of the file.
@@ -125,7 +125,7 @@ func (k *PolicyKeeper) Run(ctx context.Context) error {
 			k.log.Warn("the next agent will not know policy until the datastore answers", "error", err)
 		}
 		failing = err != nil
-		gather := time.NewTimer(min(max(100*time.Since(began), policyGatherLeast), policyGatherMost))
+		gather := time.NewTimer(min(max(20*time.Since(began), policyGatherLeast), policyGatherMost))
 		for waiting := true; waiting; {
 			select {
 			case <-ctx.Done():
