@@ -18,8 +18,9 @@ const (
 	// the rules changed can make an entry of a flow that the old ones allowed, after the table
 	// was read. What begins later meets the new rules.
 	settle = 250 * time.Millisecond
-	// rest bounds how long the Cutter waits after a round before the next one. It waits as
-	// long as the round took, so that it takes half a CPU at most however often it is poked.
+	// rest bounds how long the Cutter waits after a round before the next one. It waits four
+	// times as long as the round took, so that it takes a fifth of a CPU at most however often it is poked,
+	// unless a round takes more than a sixteenth of a second.
 	rest = 250 * time.Millisecond
 	// changes is how many marks are changed at once.
 	changes = 512
@@ -201,7 +202,7 @@ func (c *Cutter) Run(ctx context.Context) error {
 
 // apply is one round.
 func (c *Cutter) apply(ctx context.Context, resync bool) error {
-	if wait := time.Until(c.ended.Add(min(c.took, rest))); wait > 0 {
+	if wait := time.Until(c.ended.Add(min(4*c.took, rest))); wait > 0 {
 		t := time.NewTimer(wait)
 		defer t.Stop()
 		select {

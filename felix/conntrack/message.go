@@ -20,6 +20,7 @@ const (
 	cmdNew    = 0 // without NLM_F_CREATE: changes what is there
 	cmdGet    = 1
 	cmdDelete = 2
+	cmdStats  = 5
 
 	// ctattr_type
 	attrOrig     = 1
@@ -30,6 +31,9 @@ const (
 	attrZone     = 18
 	attrMarkMask = 21
 	attrFilter   = 25
+
+	// ctattr_stats_global
+	attrEntries = 1
 
 	// ctattr_tuple
 	attrIP    = 1

@@ -23,7 +23,10 @@ const (
 	// walks is how many dumps that the kernel filters are tried before all is read and
 	// filtered here: each of them walks the whole table.
 	walks = 6
-	tries = 8 // of a dump that is interrupted
+	// perWalk is how many flows are read in the time that a walk takes which finds none: the
+	// kernel looks into each of its buckets, of which it has 262,144 on a host with some memory (6 ms).
+	perWalk = 4000
+	tries   = 8 // of a dump that is interrupted
 )
 
 // ErrUnsupported says that the kernel cannot show its connections.
