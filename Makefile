@@ -46,6 +46,7 @@ lint:
 
 ## bench: benchmarks against peers, into docs/benchmarks.md's form; BENCH=short for a look, BENCH=vm for IPIP under a stock kernel
 bench: deps build plugins
+	@[ -n "$(BENCH)" ] || $(MAKE) kubernetes
 	@[ "$(BENCH)" != vm ] || deploy/scripts/deps $(VM_PACKAGES)
 	deploy/scripts/bench
 
