@@ -44,11 +44,11 @@ lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
 
-## bench: benchmarks against peers, into docs/benchmarks.md's form; BENCH=short for a look, BENCH=vm for IPIP under a stock kernel
+## bench: benchmarks against peers, into docs/benchmarks.md's form; BENCH=short for a look, BENCH=vm for IPIP under a stock kernel; ARGS='--only PART,...'
 bench: deps build plugins
 	@[ -n "$(BENCH)" ] || $(MAKE) kubernetes
 	@[ "$(BENCH)" != vm ] || deploy/scripts/deps $(VM_PACKAGES)
-	deploy/scripts/bench
+	deploy/scripts/bench $(ARGS)
 
 ## kubernetes: real Kubernetes, etcd and containerd for the test cluster, into ~/.cache/causeway (25 minutes the first time)
 kubernetes:
