@@ -190,6 +190,22 @@ func (k *fakeKernel) shown() []fibRoute {
 	return out
 }
 
+// leading is what is shown without others' dead hops: IPv6 keeps a hop of a link that is down while
+// another of its route is alive, and sends nothing there (fib6_ifdown).
+func (k *fakeKernel) leading() []fibRoute {
+	out := k.shown()
+	for i, r := range out {
+		alive := func(h hop) bool { l := k.byIndex(h.dev); return l != nil && l.up }
+		if !ecmp(r) || !slices.ContainsFunc(r.hops, alive) {
+			continue
+		}
+		out[i].hops = slices.DeleteFunc(slices.Clone(r.hops), func(h hop) bool {
+			return !alive(h) && slices.ContainsFunc(k.routes, func(o fibRoute) bool { return sameKey(o, r) && o.proto != 82 && slices.Contains(o.hops, h) })
+		})
+	}
+	return out
+}
+
 // add is fib_table_insert and fib6_add_rt2node.
 func (k *fakeKernel) add(r fibRoute, excl, replace, tell bool) error {
 	for _, h := range r.hops {

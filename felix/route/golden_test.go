@@ -461,7 +461,7 @@ func walk(t *testing.T, seed uint64, steps int) {
 		drive(t, c, k)
 		c.now = c.now.Add(time.Minute) // whoever failed gets another chance
 		drive(t, c, k)
-		g.fib = k.shown()
+		g.fib = k.leading()
 		wrong := g.compare(u.prefixes, func(want fibRoute) bool {
 			e, ok := c.entries.Get(want.prefix)
 			return ok && c.failed[e] != nil && refused(k, want)

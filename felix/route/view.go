@@ -328,6 +328,9 @@ func (c *core) routeGone(ev *event) {
 	if ours {
 		c.heal(e)
 	}
+	if mergeable(r.prefix, r.hops) && len(r.hops) > 1 {
+		c.siblingsGone(e, same, ev)
+	}
 	if r.prefix.Addr().Is6() && !slices.Equal(same.group.hops, r.hops) {
 		// One hop of several went.
 		left := slices.DeleteFunc(slices.Clone(same.group.hops), func(h hop) bool { return slices.Contains(r.hops, h) })
@@ -347,6 +350,36 @@ func (c *core) routeGone(ev *event) {
 		c.wantDump(0) // not the one we knew of
 	}
 	c.lost(same)
+}
+
+// siblingsGone takes the hops of an IPv6 deletion from what others of its key had merged with
+// it: `ip -6 route del` without a next hop deletes them all, and is told of under the protocol of
+// the first (ip6_route_del, __ip6_del_rt_siblings).
+func (c *core) siblingsGone(e *entry, first *fibEntry, ev *event) {
+	r := &ev.route
+	for f, next := e.fib, (*fibEntry)(nil); f != nil; f = next {
+		next = f.next
+		if f == first || f.local != r.local || f.tos != r.tos || f.metric != r.metric || !mergeable(e.prefix, f.group.hops) || f.ours && f.seq > ev.after && !ev.dump {
+			continue
+		}
+		left := slices.DeleteFunc(slices.Clone(f.group.hops), func(h hop) bool { return slices.Contains(r.hops, h) })
+		if len(left) == len(f.group.hops) {
+			continue
+		}
+		if f.ours {
+			c.heal(e)
+		}
+		if len(left) == 0 {
+			c.lost(f)
+			continue
+		}
+		if !f.ours {
+			c.foreignChanged(e.prefix)
+		}
+		c.regroup(f, c.intern(left))
+		c.changed(e.prefix)
+		c.enqueue(e)
+	}
 }
 
 // overtaken reports whether the event is older than our last write at its key.
