@@ -28,7 +28,7 @@ const (
 	firstWait = 500 * time.Millisecond
 	// lastWait is for what is needed.
 	lastWait = 8 * time.Second
-	// lastIgnoredWait is for kinds that nothing acts on; they may well not be installed.
+	// lastIgnoredWait is for kinds that may well not be installed.
 	lastIgnoredWait = time.Minute
 )
 

@@ -74,7 +74,7 @@ spec: {selector: app == 'web', types: [Ingress], ingress: [{action: Allow, sourc
 				})
 			}
 			metric, err := web.Node.Exec(t.Context(), "curl", "-sS", "--max-time", "5", "--unix-socket", "/run/causeway/agent.sock", "http://agent/metrics")
-			if err != nil || !strings.Contains(metric, `causeway_problems{effect="disabled",field="`+b.field+`",kind="NetworkPolicy",name="`+name+`"}`) {
+			if err != nil || !strings.Contains(metric, `causeway_problems{effect="disabled",field="`+b.field+`",kind="NetworkPolicy",name="`+name+`",namespace="`+ns+`"}`) {
 				t.Errorf("%s: no metric causeway_problems speaks of %s, %s: %v", b.what, name, b.field, err)
 			}
 			out.sends(t, 200)
