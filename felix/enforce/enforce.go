@@ -93,11 +93,11 @@ type Enforcer struct {
 	leaving  []netip.Addr    // whose connections are to be forgotten
 	// cleared are addresses that have no connections of who had them before.
 	cleared map[netip.Addr]struct{}
+	began   time.Time // of the last Publish
+	since   time.Time // that of the first change in standing
+	changes Changes
 
 	forgetting sync.Mutex // held while connections are forgotten; taken before mu
-	began      time.Time  // of the last Publish
-	since      time.Time  // that of the first change in standing
-	changes    Changes
 }
 
 // New makes an Enforcer. Nothing is enforced before Use.
@@ -307,6 +307,9 @@ func (e *Enforcer) Detach(ep model.Endpoint) {
 	e.poke()
 }
 
+// retryRetire is when what another backend left is tried to be taken away again.
+const retryRetire = 5 * time.Second
+
 // Run enforces until ctx is cancelled.
 func (e *Enforcer) Run(ctx context.Context) error {
 	select {
@@ -322,7 +325,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 
 // follow tells the judge what stands in the kernel, and whose connections it changes.
 func (e *Enforcer) follow(ctx context.Context, backend Backend, retire func(context.Context) error) error {
-	for begun := false; ; {
+	for begun, retired := false, false; ; {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -347,8 +350,13 @@ func (e *Enforcer) follow(ctx context.Context, backend Backend, retire func(cont
 		if synced && !begun {
 			begun = true
 			e.cutter.InSync()
-			if err := retire(ctx); err != nil && ctx.Err() == nil {
-				e.cfg.Log.Warn("rules that an earlier agent made with another backend stay beside ours", "error", err)
+		}
+		if begun && !retired {
+			// What stays knows no new pod, and lets nothing of it pass.
+			err := retire(ctx)
+			if retired = err == nil; !retired && ctx.Err() == nil {
+				e.cfg.Log.Warn("rules that an earlier agent made with another backend stay beside ours; trying again", "error", err)
+				time.AfterFunc(retryRetire, e.poke)
 			}
 		}
 		e.sweep(ctx)

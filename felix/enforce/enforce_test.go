@@ -437,3 +437,21 @@ func TestConnections(t *testing.T) {
 		t.Errorf("%+v", w.Status().Flows)
 	}
 }
+
+// TestRetire: what another backend left is taken away, however often that fails.
+func TestRetire(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.policies.SetPending(nil)
+	var mu sync.Mutex
+	tries := 0
+	w.Use(w.kernel, func(context.Context) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if tries++; tries == 1 {
+			return errors.New("busy")
+		}
+		return nil
+	})
+	w.sees("a second try", func() bool { mu.Lock(); defer mu.Unlock(); return tries == 2 })
+}
