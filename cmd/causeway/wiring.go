@@ -303,7 +303,6 @@ func (a *agent) runRules(ctx context.Context, r *iptables.Reconciler) error {
 		return nil
 	case <-a.told:
 	}
-	r.Force(a.forced)
 	return r.Run(ctx)
 }
 
@@ -377,6 +376,9 @@ func (a *agent) apply() {
 	case <-a.told:
 	default:
 		a.forced = a.backendOf(snap)
+		for _, r := range a.rules {
+			r.Force(a.forced)
+		}
 		a.usePolicy(snap)
 		close(a.told)
 	}
