@@ -208,7 +208,8 @@ type Endpoint struct {
 	ID        model.PolicyEndpointID
 	Interface string // unique among endpoints; "*" (hosts only): every interface that is no workload's and no other host endpoint's
 	// Addresses are a workload's own, and Sources what it may send from: its addresses and
-	// those granted. Sorted.
+	// those granted. Sorted. A pod that is bound to this node and not attached yet has neither: its
+	// chains are made ahead, so that to attach it changes sets alone.
 	Addresses []netip.Addr
 	Sources   []netip.Prefix
 
@@ -224,6 +225,13 @@ type Endpoint struct {
 	UntrackedIngress, UntrackedEgress Path
 	// PreDNAT comes next, for incoming and forwarded packets; what it allows goes on.
 	PreDNAT Path
+}
+
+// Open reports whether no policy selects the workload: all that it sends from its own addresses, and all
+// that is sent to it, passes. A host endpoint is never open.
+func (e *Endpoint) Open() bool {
+	free := func(p *Path) bool { return len(p.Tiers) == 0 && p.Default == Allow }
+	return e.ID.Kind == model.EndpointWorkload && free(&e.Ingress) && free(&e.Egress)
 }
 
 // Delta is what has changed since the last one. Its fields stand in the order in which they
