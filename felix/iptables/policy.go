@@ -356,7 +356,7 @@ func (p *Policy) declare(d *policy.Delta) (touched, gone []string) {
 func members(in []policy.Member) []ipset.Member {
 	out := make([]ipset.Member, len(in))
 	for i, m := range in {
-		out[i] = ipset.Member(m)
+		out[i] = ipset.Member{Prefix: m.Prefix, Protocol: m.Protocol, Port: m.Port}
 	}
 	return out
 }
