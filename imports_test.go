@@ -49,6 +49,7 @@ var soleImporters = map[string][]string{
 	"github.com/osrg/gobgp":         {"bgp/gobgp", "bgp/speaker", "internal/deps", "test"},
 	"k8s.io/client-go":              {"internal/kubeapi", "internal/watch/kube", "ipam/kube", "internal/node", "internal/controller", "internal/deps", "cmd/causeway", "test"},
 	"sigs.k8s.io/knftables":         {"felix/nftables", "internal/deps", "test"},
+	"github.com/google/nftables":    {"felix/nftables", "internal/deps", "test"},
 	"github.com/coreos/go-iptables": {"felix/iptables", "internal/deps", "test"},
 }
 

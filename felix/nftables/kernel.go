@@ -12,6 +12,9 @@ type Kernel interface {
 	NewTransaction() *knftables.Transaction
 	// Run brings a transaction into the kernel, or nothing of it.
 	Run(ctx context.Context, tx *knftables.Transaction) error
+	// Edit has members come and go in sets and maps that are there, in this order, or none of
+	// them. It is Run for what needs no nft(8): a hundredth of its time.
+	Edit(ctx context.Context, members []Member) error
 	// Read returns what stands in the table.
 	Read(ctx context.Context) (State, error)
 	// Count hands over how much each rule of the table has met.
@@ -24,6 +27,17 @@ type Kernel interface {
 // Change is one transaction that touched the table.
 type Change struct {
 	Numbers []uint32 // that it put into the set of transactions' numbers
+}
+
+// Member is a member of a set or map that comes or goes.
+type Member struct {
+	Set string
+	// Key is the kernel's bytes: each field padded to four. Where Ranges are, it is the first key of the range
+	// and then the last, of the same length.
+	Key    string
+	Ranges bool
+	Chain  string // that a map's member calls; empty in a set
+	Gone   bool
 }
 
 // State is what stands in the table.

@@ -78,6 +78,7 @@ type Policy struct {
 	// Of Run's goroutine.
 	due      time.Time     // when what was refused is tried again
 	patience time.Duration // what it waited for that
+	clumsy   string        // why netlink alone did not do, the last time
 }
 
 // step is one thing that is to be taken in.
@@ -251,7 +252,7 @@ func (p *Policy) write(ctx context.Context) error {
 		if plan == nil {
 			return nil
 		}
-		if err = p.kernel.Run(ctx, plan.tx); err == nil {
+		if err = p.transact(ctx, plan); err == nil {
 			p.mu.Lock()
 			p.table.stands(plan)
 			p.mu.Unlock()
@@ -276,6 +277,24 @@ func (p *Policy) write(ctx context.Context) error {
 		p.mu.Unlock()
 	}
 	return fmt.Errorf("write table inet %s: %w", TableName, err)
+}
+
+// transact brings a plan into the kernel: without nft where that can be. What the kernel
+// refuses so goes to nft as well, which says what it is about.
+func (p *Policy) transact(ctx context.Context, plan *plan) error {
+	if !plan.edits() {
+		return p.kernel.Run(ctx, plan.tx)
+	}
+	err := p.kernel.Edit(ctx, plan.members)
+	if err == nil {
+		p.clumsy = ""
+		return nil
+	}
+	if s := err.Error(); s != p.clumsy && ctx.Err() == nil {
+		p.clumsy = s
+		p.log.Warn("members of sets are not to be changed over netlink; nft tries", "error", err)
+	}
+	return p.kernel.Run(ctx, plan.tx)
 }
 
 // Wait blocks until all that was applied before the call is in the kernel, and what holds before. Its error says

@@ -17,14 +17,12 @@ type plan struct {
 	number  uint32
 	chains  map[string]*standing // nil: gone
 	sets    map[string]*content  // new; nil: gone
-	members []memberChange
+	members []Member             // in their order
 	rebuilt bool
 }
 
-type memberChange struct {
-	set, key, value string
-	gone            bool
-}
+// edits reports whether nothing but members of sets and maps changes.
+func (p *plan) edits() bool { return !p.rebuilt && len(p.chains) == 0 && len(p.sets) == 0 }
 
 func (p *plan) do(o object, op func(knftables.Object), what knftables.Object) {
 	op(what)
@@ -154,12 +152,12 @@ func (t *table) stamp(p *plan, from State) {
 	if is := from.sets[numberSet]; is != nil {
 		for key := range is.members {
 			p.do(o, p.tx.Delete, &knftables.Element{Set: numberSet, Key: t.sets[numberSet].text(key)})
-			p.members = append(p.members, memberChange{numberSet, key, "", true})
+			p.members = append(p.members, Member{Set: numberSet, Key: key, Gone: true})
 		}
 	}
 	key := numberKey(p.number)
 	p.do(o, p.tx.Add, &knftables.Element{Set: numberSet, Key: t.sets[numberSet].text(key)})
-	p.members = append(p.members, memberChange{numberSet, key, "", false})
+	p.members = append(p.members, Member{Set: numberSet, Key: key})
 }
 
 func (t *table) addSet(p *plan, s *set) {
@@ -233,9 +231,9 @@ func (t *table) planMembers(p *plan, from State, whole []string) {
 				old, there := is[key]
 				switch {
 				case !comes && there && (!wanted || old != value):
-					p.members = append(p.members, memberChange{name, key, "", true})
+					p.members = append(p.members, Member{Set: name, Key: key, Ranges: want.ranges(), Gone: true})
 				case comes && wanted && (!there || old != value) && !t.isRefused(object{set: name, key: key}):
-					p.members = append(p.members, memberChange{name, key, value, false})
+					p.members = append(p.members, Member{Set: name, Key: key, Ranges: want.ranges(), Chain: value})
 				default:
 					continue
 				}

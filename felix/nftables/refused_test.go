@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 
 	"github.com/causeway-net/causeway/felix/felixtest/kerneltest"
@@ -41,6 +42,23 @@ func (k *refusing) Run(ctx context.Context, tx *knftables.Transaction) error {
 		return err
 	}
 	return k.written.Run(ctx, tx)
+}
+
+// Edit refuses what nft would be refused, without saying what it is about.
+func (k *refusing) Edit(ctx context.Context, members []nftables.Member) error {
+	for _, m := range members {
+		verb, key := "add", fmt.Sprintf("%x", m.Key)
+		if m.Gone {
+			verb = "delete"
+		}
+		if a, ok := netip.AddrFromSlice([]byte(m.Key)); ok {
+			key = a.String()
+		}
+		if k.bad(fmt.Sprintf("%s element inet %s %s { %s }\n", verb, nftables.TableName, m.Set, key)) {
+			return unix.EEXIST
+		}
+	}
+	return k.written.Edit(ctx, members)
 }
 
 // TestRefused has the kernel refuse a set that an endpoint's rules need: Wait says so,

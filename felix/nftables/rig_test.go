@@ -19,6 +19,7 @@ type written struct {
 	*nftables.Host
 	mu      sync.Mutex
 	scripts []string
+	edits   [][]nftables.Member
 }
 
 func (w *written) Run(ctx context.Context, tx *knftables.Transaction) error {
@@ -31,7 +32,26 @@ func (w *written) Run(ctx context.Context, tx *knftables.Transaction) error {
 	return err
 }
 
-// took returns the transactions since the last call.
+func (w *written) Edit(ctx context.Context, members []nftables.Member) error {
+	err := w.Host.Edit(ctx, members)
+	if err == nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.edits = append(w.edits, members)
+	}
+	return err
+}
+
+// edited returns the transactions that needed no nft since the last call.
+func (w *written) edited() [][]nftables.Member {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := w.edits
+	w.edits = nil
+	return out
+}
+
+// took returns the transactions of nft since the last call.
 func (w *written) took() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -40,7 +60,16 @@ func (w *written) took() []string {
 	return out
 }
 
-func (w *written) bytes() int { return len(strings.Join(w.took(), "")) }
+// bytes is how much was written since the last call.
+func (w *written) bytes() int {
+	n := len(strings.Join(w.took(), ""))
+	for _, members := range w.edited() {
+		for _, m := range members {
+			n += len(m.Key) + len(m.Chain)
+		}
+	}
+	return n
+}
 
 // rig is a Policy running in a Lab.
 type rig struct {

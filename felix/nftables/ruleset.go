@@ -18,11 +18,14 @@ const (
 	fromWorkload = "from-workload" // map: the one that it came by → chain of egress
 	askIngress   = "workload-ingress"
 	askEgress    = "workload-egress"
-	sourceCheck  = "workload-source"
-	sources4     = "sources-4" // sets: interface and address that it may send from
-	sources6     = "sources-6"
-	grants4      = "grants-4" // and whole prefixes (allowedSourcePrefixes)
-	grants6      = "grants-6"
+	// openChain is that of all workloads that no policy selects, both ways: it allows. So one that
+	// comes or goes changes members of sets alone.
+	openChain   = "workload-open"
+	sourceCheck = "workload-source"
+	sources4    = "sources-4" // sets: interface and address that it may send from
+	sources6    = "sources-6"
+	grants4     = "grants-4" // and whole prefixes (allowedSourcePrefixes)
+	grants6     = "grants-6"
 )
 
 func ingressChain(iface string) string { return ifaceChain("wi-", iface) }
@@ -113,7 +116,11 @@ func (s *ruleset) begin() {
 		}
 	}
 	for name := range s.kept {
-		s.dispatch(name)
+		if s.wasOpen(name) {
+			s.dispatch(name, openChain, openChain)
+			continue
+		}
+		s.dispatch(name, ingressChain(name), egressChain(name))
 		unknown := rule{"counter drop", "not known yet"}
 		if _, there := s.t.actual.chains[ingressChain(name)]; s.guarded[name] && !there {
 			unknown = rule{setBits(s.marks.Accept), "guarded by rules of iptables"}
@@ -125,6 +132,17 @@ func (s *ruleset) begin() {
 	}
 	s.constant()
 	s.hosts()
+}
+
+// wasOpen reports whether an earlier agent made a workload one that no policy selects.
+func (s *ruleset) wasOpen(iface string) bool {
+	for _, name := range []string{toWorkload, fromWorkload} {
+		is := s.t.actual.sets[name]
+		if is == nil || is.members[ifaceKey(iface)] != openChain {
+			return false
+		}
+	}
+	return true
 }
 
 // inSync ends what was kept of an earlier agent.
@@ -226,9 +244,9 @@ func (s *ruleset) newSet(from *policy.Set) {
 }
 
 // dispatch lets a workload's chains be found.
-func (s *ruleset) dispatch(iface string) {
-	s.t.setMember(toWorkload, ifaceKey(iface), ingressChain(iface))
-	s.t.setMember(fromWorkload, ifaceKey(iface), egressChain(iface))
+func (s *ruleset) dispatch(iface, to, from string) {
+	s.t.setMember(toWorkload, ifaceKey(iface), to)
+	s.t.setMember(fromWorkload, ifaceKey(iface), from)
 }
 
 // workload makes the chains of one workload, and its members of sets.
@@ -237,14 +255,19 @@ func (s *ruleset) workload(ep *policy.Endpoint) {
 		return // nothing finds it, and nothing passes
 	}
 	delete(s.kept, ep.Interface)
+	s.sources(ep.Interface, ep.Sources)
+	if ep.Open() {
+		s.put(ep.Interface, nil)
+		s.dispatch(ep.Interface, openChain, openChain)
+		return
+	}
 	allow := setBits(s.marks.Accept)
 	who := rule{"counter", ep.ID.String()} // so that the table can be read
 	s.put(ep.Interface, []*chain{
 		{name: ingressChain(ep.Interface), rules: append([]rule{who}, s.path(&ep.Ingress, "return", allow)...)},
 		{name: egressChain(ep.Interface), rules: append([]rule{who}, s.path(&ep.Egress, "return", allow)...)},
 	})
-	s.sources(ep.Interface, ep.Sources)
-	s.dispatch(ep.Interface)
+	s.dispatch(ep.Interface, ingressChain(ep.Interface), egressChain(ep.Interface))
 }
 
 // forget takes a workload's chains and members away.
@@ -295,7 +318,7 @@ func (s *ruleset) needs(ep *policy.Endpoint) map[string]bool {
 		out[name] = true
 	}
 	if s.workloads(ep.Interface) {
-		for _, name := range []string{askIngress, askEgress, sourceCheck, ingressChain(ep.Interface), egressChain(ep.Interface),
+		for _, name := range []string{askIngress, askEgress, sourceCheck, openChain, ingressChain(ep.Interface), egressChain(ep.Interface),
 			toWorkload, fromWorkload, sources4, sources6, grants4, grants6, toHost, toHostEnd} {
 			out[name] = true
 		}

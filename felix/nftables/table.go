@@ -196,20 +196,18 @@ func (t *table) stands(p *plan) {
 		}
 	}
 	for _, m := range p.members {
-		if m.gone {
-			delete(t.actual.sets[m.set].members, m.key)
+		if m.Gone {
+			delete(t.actual.sets[m.Set].members, m.Key)
 		} else {
-			t.actual.sets[m.set].members[m.key] = m.value
+			t.actual.sets[m.Set].members[m.Key] = m.Chain
 		}
 	}
 	t.settled()
 }
 
 func (t *table) settled() {
-	clear(t.chainsDue)
-	clear(t.setsDue)
-	clear(t.membersDue)
-	clear(t.single)
+	// New maps: to clear one costs what it once held.
+	t.chainsDue, t.setsDue, t.membersDue, t.single = map[string]bool{}, map[string]bool{}, map[string]map[string]bool{}, map[string]bool{}
 	for o, r := range t.refused { // of what is wanted no more, or otherwise
 		c, s := t.chains[o.chain], t.sets[o.set]
 		switch {
@@ -240,6 +238,9 @@ func (t *table) refuse(o object, err error) {
 
 // refusals says what of these objects the kernel has refused; of all when names is nil.
 func (t *table) refusals(names map[string]bool) error {
+	if len(t.refused) == 0 {
+		return nil
+	}
 	var bad []string
 	errs := map[string]error{}
 	for o, r := range t.refused {
