@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/causeway-net/causeway/cni-plugin/server"
+	"github.com/causeway-net/causeway/cni-plugin/veth"
 	"github.com/causeway-net/causeway/internal/kubeapi"
 	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/internal/task"
@@ -98,6 +99,10 @@ func openKubernetes(o options, log *slog.Logger, to published) (*datastore, erro
 	policy := last.NewPolicyKeeper(filepath.Join(o.runDir, "policy.json"), o.nodeName, log, to.policy)
 	source, err := watchkube.New(watchkube.Config{
 		Clients: clients, Node: o.nodeName, SecretNamespace: o.secretNamespace, Log: log, Publish: keeper.Publish, Policy: policy.Publish, AnnounceKey: to.announceKey,
+		// Runtimes call a pod's own interface so.
+		Interface: func(namespace, pod string) string {
+			return veth.HostName(model.AttachmentKey{IfName: "eth0"}, namespace, pod)
+		},
 	})
 	if err != nil {
 		return nil, err

@@ -230,10 +230,10 @@ func (e *Engine) Chain(id ChainID) (c Chain, ok bool) {
 	return *p.chains[id.Direction], true
 }
 
-// Applies reports for how many local endpoints a policy is in force.
+// Applies reports for how many local endpoints a policy is in force, without those that are only expected.
 func (e *Engine) Applies(id model.PolicyID) int {
 	if p := e.policies[id]; p != nil {
-		return p.locals
+		return p.attached()
 	}
 	return 0
 }

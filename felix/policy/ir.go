@@ -234,6 +234,12 @@ func (e *Endpoint) Open() bool {
 	return e.ID.Kind == model.EndpointWorkload && free(&e.Ingress) && free(&e.Egress)
 }
 
+// Expected reports whether nothing of the workload is attached yet: it has rules, and nobody
+// sends or receives by them.
+func (e *Endpoint) Expected() bool {
+	return e.ID.Kind == model.EndpointWorkload && len(e.Addresses)+len(e.Sources) == 0
+}
+
 // Delta is what has changed since the last one. Its fields stand in the order in which they
 // are applied, so that no rule ever names a set or chain that is not there, and none is
 // removed that is still named (I2). What is in one field can be applied in any order or at once.

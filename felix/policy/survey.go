@@ -14,7 +14,7 @@ type Standing struct {
 	Tier      string
 	TierOrder float64 // math.Inf(1): the last
 	Order     float64 // within the tier; math.Inf(1): the last
-	Locals    int     // endpoints of this node that it holds for
+	Locals    int     // endpoints of this node that it holds for, without those that are only expected
 	Layer     Layer
 	// Holds says which directions it holds for, by Direction, and Rules what its rules do:
 	// a staged policy's, what they would do.
@@ -34,7 +34,7 @@ func (e *Engine) Policies() []Standing {
 	slices.SortFunc(of, e.comparePolicies)
 	out := make([]Standing, len(of))
 	for i, p := range of {
-		out[i] = Standing{ID: p.id, Tier: p.now.tier, TierOrder: e.tiers[p.now.tier].Order, Order: p.now.order, Locals: p.locals, Layer: p.now.layer, Holds: p.now.holds}
+		out[i] = Standing{ID: p.id, Tier: p.now.tier, TierOrder: e.tiers[p.now.tier].Order, Order: p.now.order, Locals: p.attached(), Layer: p.now.layer, Holds: p.now.holds}
 		for d, rules := range p.now.rules {
 			for j := range rules {
 				out[i].Rules[d] = append(out[i].Rules[d], rules[j].would)
@@ -44,12 +44,34 @@ func (e *Engine) Policies() []Standing {
 	return out
 }
 
-// Endpoints lists the endpoints of this node as of the last Flush, by interface. They are the
-// engine's: not to be changed.
+// attached counts the local endpoints that the policy holds for, without those that are only expected.
+func (p *policy) attached() (n int) {
+	if p.now == nil {
+		return 0
+	}
+	for g := range p.subject.groups {
+		for _, it := range g.items {
+			if ep := it.endpoint; p.now.holdsFor(ep) && !ep.expected() {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// expected is Endpoint.Expected before the next Flush.
+func (ep *endpoint) expected() bool {
+	return ep.id.Kind == model.EndpointWorkload && len(ep.sources) == 0
+}
+
+// Endpoints lists the endpoints of this node as of the last Flush, by interface, without workloads that
+// are only expected: nobody has these interfaces. They are the engine's: not to be changed.
 func (e *Engine) Endpoints() []Endpoint {
 	out := make([]Endpoint, 0, len(e.shown))
 	for _, ep := range e.shown {
-		out = append(out, *ep)
+		if !ep.Expected() {
+			out = append(out, *ep)
+		}
 	}
 	slices.SortFunc(out, func(a, b Endpoint) int { return strings.Compare(a.Interface, b.Interface) })
 	return out
@@ -69,7 +91,7 @@ func (e *Engine) Addresses(id model.PolicyEndpointID) (addrs []netip.Addr, known
 
 // Size is how much stands in force as of the last Flush.
 type Size struct {
-	Endpoints int
+	Endpoints int // without those that are only expected
 	Policies  int // with a chain
 	Chains    int // of policies, one for each direction
 	Sets      int // of one family
@@ -78,7 +100,12 @@ type Size struct {
 
 // Size counts without listing.
 func (e *Engine) Size() Size {
-	out := Size{Endpoints: len(e.shown)}
+	var out Size
+	for _, ep := range e.shown {
+		if !ep.Expected() {
+			out.Endpoints++
+		}
+	}
 	for _, p := range e.policies {
 		n := 0
 		for _, c := range p.chains {

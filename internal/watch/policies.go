@@ -15,7 +15,7 @@ import (
 	"github.com/causeway-net/causeway/internal/model"
 )
 
-// policyGather is how long changes that come together are waited for.
+// policyGather is how long changes that come together are waited for, unless a pod is attached.
 const policyGather = 2 * time.Millisecond
 
 // Policies joins what a source knows of policy with what this node knows of itself, its attached
@@ -30,8 +30,10 @@ type Policies struct {
 	// without labels, and its namespace is one without labels.
 	objects bool
 	publish func(*PolicyUpdate)
-	noticed func()        // Problems answers otherwise now; called with mu held
-	wake    chan struct{} // capacity 1
+	noticed func()                             // Problems answers otherwise now; called with mu held
+	iface   func(namespace, pod string) string // Options.Interface
+	wake    chan struct{}                      // capacity 1
+	urgent  chan struct{}                      // likewise: somebody waits for what has changed
 
 	mu      sync.Mutex
 	changes changeSet
@@ -70,7 +72,8 @@ type references struct {
 // noticed, which must not wait nor call back, whenever Problems would answer otherwise.
 func NewPolicies(opt Options, publish func(*PolicyUpdate), noticed func()) *Policies {
 	p := &Policies{
-		node: opt.Node, objects: opt.NamespaceLabels, publish: publish, noticed: noticed, wake: make(chan struct{}, 1), changes: changeSet{},
+		node: opt.Node, objects: opt.NamespaceLabels, iface: opt.Interface, publish: publish, noticed: noticed,
+		wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1), changes: changeSet{},
 		refs: map[model.PolicyID]references{}, services: map[model.ServiceID]int{}, slices: map[model.ServiceID]map[string][]model.ServiceEndpoint{},
 		hosts: map[string]hostEndpoint{}, nodes: map[string]model.Node{}, felix: map[string]hostPolicy{},
 		pods: map[podKey]*localPod{}, expected: map[podKey]*expectedPod{}, attached: map[model.AttachmentKey]podKey{}, namespaces: map[string]int{}, problems: map[model.Object]model.Problem{},
@@ -79,18 +82,22 @@ func NewPolicies(opt Options, publish func(*PolicyUpdate), noticed func()) *Poli
 	return p
 }
 
-// Run publishes updates until ctx is cancelled. The first comes when SetPending was called.
+// Run publishes updates until ctx is cancelled. The first comes when SetPending was called. What
+// changes is gathered for a moment; but an ADD waits for what Attach changed, and takes along
+// what was gathered by then.
 func (p *Policies) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-p.urgent:
 		case <-p.wake:
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(policyGather):
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-p.urgent:
+			case <-time.After(policyGather):
+			}
 		}
 		if u := p.Take(); u != nil {
 			p.publish(u)
@@ -112,9 +119,11 @@ func (p *Policies) Take() *PolicyUpdate {
 	return u
 }
 
-func (p *Policies) changed() {
+func (p *Policies) changed() { signal(p.wake) }
+
+func signal(c chan struct{}) {
 	select {
-	case p.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

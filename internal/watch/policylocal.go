@@ -11,6 +11,8 @@ import (
 type localPod struct {
 	object  *Pod // nil: not seen
 	deleted bool // the object is gone, and its pod is still attached
+	// left: what was attached of the object's pod went. The addresses in its status are nobody's.
+	left bool
 	// elsewhere is a pod of the same name on another node, seen before this one went.
 	elsewhere *Pod
 	attached  []model.Endpoint
@@ -28,11 +30,16 @@ func endpointOf(pod *Pod) model.PolicyEndpoint {
 	}
 }
 
-// SetPod adds or changes the object of a pod of this node.
+// SetPod adds or changes the object of a pod of this node. One that waits to be attached has an
+// endpoint already if the interface it will have is known (Options.Interface): without addresses, but
+// with all the rules that it will have, so that Attach adds nothing but addresses.
 func (p *Policies) SetPod(pod *Pod) {
 	defer p.lock()()
 	k := podKey{pod.Namespace, pod.Name}
 	l := p.pod(k)
+	if l.object != nil && l.object.UID != pod.UID {
+		l.left = false
+	}
 	l.object, l.deleted = pod, false
 	p.showPod(k)
 }
@@ -62,8 +69,10 @@ func (p *Policies) pod(k podKey) *localPod {
 }
 
 // Attach adds a pod's interface on this node, or changes it. Until the pod's object is known
-// nothing passes by it. It returns the Seq of the update that tells of it, at least.
+// nothing passes by it. It returns the Seq of the update that tells of it, at least, which
+// comes at once.
 func (p *Policies) Attach(ep model.Endpoint) (seq uint64) {
+	defer signal(p.urgent) // after the change can be taken
 	defer p.lock()()
 	k := podKey{ep.Namespace, ep.Pod}
 	if ep.Pod == "" { // no pod of Kubernetes
@@ -106,7 +115,9 @@ func (p *Policies) detach(key model.AttachmentKey) {
 	}
 	delete(p.attached, key)
 	p.count(k.namespace, -1)
-	p.pods[k].drop(key)
+	l := p.pods[k]
+	l.drop(key)
+	l.left = true
 	p.showPod(k)
 }
 
@@ -175,14 +186,29 @@ func (p *Policies) notice(x model.Problem) {
 	p.noticed()
 }
 
+// expectedEndpoint is that of a pod of this node of which nothing is attached: as its object has it, or
+// as it will be attached. ok is false when there is nothing to tell of it.
+func (p *Policies) expectedEndpoint(o *Pod, left bool) (ep model.PolicyEndpoint, ok bool) {
+	if o == nil {
+		return ep, false
+	}
+	ep = endpointOf(o)
+	if p.iface == nil || o.Terminating || len(o.Addresses) > 0 && !left {
+		return ep, len(o.Addresses) > 0
+	}
+	// Its next sandbox gets other addresses than the status still has of the last one.
+	ep.Interface, ep.Addresses, ep.UID = p.iface(o.Namespace, o.Name), nil, cmp.Or(o.StaticUID, o.UID)
+	return ep, true
+}
+
 // endpoints are the endpoints of a pod of this node: one for each interface, or without any the
-// pod as its object has it. A pod's first interface has the pod's name.
+// one that is expected. A pod's first interface has the pod's name.
 func (p *Policies) endpoints(k podKey, l *localPod) []model.PolicyEndpoint {
 	if len(l.attached) == 0 {
-		if l.object == nil || len(l.object.Addresses) == 0 {
-			return nil
+		if ep, ok := p.expectedEndpoint(l.object, l.left); ok {
+			return []model.PolicyEndpoint{ep}
 		}
-		return []model.PolicyEndpoint{endpointOf(l.object)}
+		return nil
 	}
 	var out []model.PolicyEndpoint
 	for i, a := range l.attached {

@@ -35,6 +35,8 @@ type Pod struct {
 	AllowedSources []netip.Prefix
 	// Problem says what is wrong with the pod's annotations; empty: nothing.
 	Problem string
+	// Terminating: it is being deleted. Once its sandbox is gone no other comes.
+	Terminating bool
 }
 
 // Is reports whether the pod is the one that a runtime means by uid; empty means any.
@@ -43,7 +45,7 @@ func (p *Pod) Is(uid string) bool { return uid == "" || uid == p.UID || uid == p
 // Equal reports whether both say the same.
 func (p *Pod) Equal(o *Pod) bool {
 	return p.Namespace == o.Namespace && p.Name == o.Name && p.UID == o.UID && p.StaticUID == o.StaticUID && p.Node == o.Node &&
-		p.ServiceAccount == o.ServiceAccount && p.Problem == o.Problem && maps.Equal(p.Labels, o.Labels) &&
+		p.ServiceAccount == o.ServiceAccount && p.Problem == o.Problem && p.Terminating == o.Terminating && maps.Equal(p.Labels, o.Labels) &&
 		slices.Equal(p.Addresses, o.Addresses) && slices.Equal(p.Ports, o.Ports) && slices.Equal(p.AllowedSources, o.AllowedSources)
 }
 
@@ -56,6 +58,7 @@ func ReadPod(p *corev1.Pod) (out Pod, ok bool) {
 	out = Pod{
 		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), StaticUID: p.Annotations[annotationStaticUID],
 		Node: p.Spec.NodeName, Labels: p.Labels, ServiceAccount: p.Spec.ServiceAccountName,
+		Terminating: p.DeletionTimestamp != nil,
 	}
 	for _, ip := range p.Status.PodIPs {
 		if a, err := netip.ParseAddr(ip.IP); err == nil {
@@ -107,6 +110,7 @@ func parseSources(text string) ([]netip.Prefix, string) {
 func StripPod(p *corev1.Pod) *corev1.Pod {
 	out := &corev1.Pod{}
 	out.Name, out.Namespace, out.UID, out.ResourceVersion, out.Labels = p.Name, p.Namespace, p.UID, p.ResourceVersion, p.Labels
+	out.DeletionTimestamp = p.DeletionTimestamp
 	for _, key := range []string{annotationStaticUID, AnnotationAllowedSources} {
 		if v, ok := p.Annotations[key]; ok {
 			if out.Annotations == nil {

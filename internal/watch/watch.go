@@ -45,6 +45,9 @@ type Options struct {
 	OwnBlocks bool
 	// Policy: what concerns policy is acted on.
 	Policy bool
+	// Interface says which interface the host will have for a pod of this node; nil: nobody
+	// knows before it is attached. See Policies.SetPod.
+	Interface func(namespace, pod string) string
 }
 
 func (o Options) secretNamespace() string {

@@ -325,6 +325,6 @@ func stripPodForPolicy(obj any) (any, error) {
 		return nil, err
 	}
 	out.ObjectMeta = cut.(*corev1.Pod).ObjectMeta
-	out.Labels = p.Labels
+	out.Labels, out.DeletionTimestamp = p.Labels, p.DeletionTimestamp
 	return out, nil
 }

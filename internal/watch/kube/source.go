@@ -46,6 +46,8 @@ type Config struct {
 	// Policy, if not nil, is called with each change of what concerns policy, one after the
 	// other, from a goroutine of Run. Without it nothing of the kind is watched.
 	Policy func(*watch.PolicyUpdate)
+	// Interface is watch.Options.Interface. Without it no pod has an endpoint before it is attached.
+	Interface func(namespace, pod string) string
 	// AnnounceKey, if not nil, is called with the key of the Secret announce.SecretName in
 	// SecretNamespace when it is read and whenever it changes. It must not wait, nor call back.
 	// Without it that Secret is not watched.
@@ -103,7 +105,7 @@ func New(cfg Config) (*Source, error) {
 	}
 	s := &Source{
 		cfg: cfg, log: cfg.Log.With("datastore", "kubernetes"),
-		opt:  watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace, NamespaceLabels: true, OwnBlocks: true, Policy: cfg.Policy != nil},
+		opt:  watch.Options{Node: cfg.Node, SecretNamespace: cfg.SecretNamespace, NamespaceLabels: true, OwnBlocks: true, Policy: cfg.Policy != nil, Interface: cfg.Interface},
 		wake: make(chan struct{}, 1), secrets: map[string]*secretFeed{}, arrived: make(chan struct{}), back: make(chan struct{}),
 	}
 	s.publisher = &watch.Publisher{Options: s.opt, Log: s.log, Publish: cfg.Publish}
