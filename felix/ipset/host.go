@@ -24,9 +24,10 @@ const (
 )
 
 // revisions are the revisions of the types that we ask for, where the kernel has them:
-// the first that take all protocols with ports, and nomatch, which an operator may want to
-// add by hand for a minute. An older ipset program on the host could not show sets of later ones.
-var revisions = map[Type]uint8{HashIP: 0, HashNet: 2, HashIPPort: 1, HashNetPort: 3}
+// the first that take all protocols with ports, prefixes of length 0 with interfaces, and
+// nomatch, which an operator may want to add by hand for a minute. An older ipset program on
+// the host could not show sets of later ones.
+var revisions = map[Type]uint8{HashIP: 0, HashNet: 2, HashIPPort: 1, HashNetPort: 3, HashNetIface: 2}
 
 // Host is the host's own ipset, over one netlink socket. It is opened when first used, and
 // again after trouble.

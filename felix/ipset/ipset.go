@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -41,15 +42,24 @@ type Type string
 
 // The types.
 const (
-	HashIP      Type = "hash:ip"       // addresses
-	HashNet     Type = "hash:net"      // prefixes; the longest that holds an address counts
-	HashIPPort  Type = "hash:ip,port"  // address, protocol and port
-	HashNetPort Type = "hash:net,port" // prefix, protocol and port
+	HashIP       Type = "hash:ip"        // addresses
+	HashNet      Type = "hash:net"       // prefixes; the longest that holds an address counts
+	HashIPPort   Type = "hash:ip,port"   // address, protocol and port
+	HashNetPort  Type = "hash:net,port"  // prefix, protocol and port
+	HashNetIface Type = "hash:net,iface" // prefix and interface; see MaxInterfaces
 )
 
-func (t Type) nets() bool  { return t == HashNet || t == HashNetPort }
-func (t Type) ports() bool { return t == HashIPPort || t == HashNetPort }
-func (t Type) known() bool { return t == HashIP || t == HashNet || t.ports() }
+func (t Type) nets() bool   { return t == HashNet || t == HashNetPort || t == HashNetIface }
+func (t Type) ports() bool  { return t == HashIPPort || t == HashNetPort }
+func (t Type) ifaces() bool { return t == HashNetIface }
+func (t Type) known() bool  { return slices.Contains(types, t) }
+
+var types = []Type{HashIP, HashNet, HashIPPort, HashNetPort, HashNetIface}
+
+// MaxInterfaces is how many members of a set of HashNetIface may have the same prefix. The
+// kernel keeps them in one bucket, and once any prefix has had more than 62, the set refuses
+// new members of other prefixes as well (mtype_add in net/netfilter/ipset/ip_set_hash_gen.h).
+const MaxInterfaces = 48
 
 // MaxName is the longest name of a set, in bytes (IPSET_MAXNAMELEN less its end,
 // include/uapi/linux/netfilter/ipset/ip_set.h).
@@ -57,13 +67,15 @@ const MaxName = 31
 
 // Member is one member of a set.
 type Member struct {
-	// Prefix is a single address in the types of addresses. Length 0, which the kernel does
-	// not take, is written as its two halves.
+	// Prefix is a single address in the types of addresses. Length 0, which the kernel takes
+	// only in HashNetIface, is written as its two halves in other types.
 	Prefix netip.Prefix
 	// Protocol is an IANA number, and Port its port (for ICMP type<<8 | code); both only in
 	// types with ports. A protocol that has no ports has port 0.
 	Protocol uint8
 	Port     uint16
+	// Interface is an interface's whole name, in HashNetIface only; there it is required.
+	Interface string
 }
 
 func (m Member) String() string {
@@ -74,6 +86,9 @@ func (m Member) String() string {
 	if m.Protocol != 0 || m.Port != 0 {
 		s += fmt.Sprintf(",%d:%d", m.Protocol, m.Port)
 	}
+	if m.Interface != "" {
+		s += "," + m.Interface
+	}
 	return s
 }
 
@@ -83,6 +98,13 @@ type Set struct {
 	Type    Type   // required
 	Family  Family // required
 	Members []Member
+	// Adopt chooses among the members that stand in the kernel when the set is declared for
+	// the first time, or again after Delete: those of an earlier agent that it answers true
+	// for are kept as if they were among Members, until Update removes them or the set is
+	// replaced without Adopt. A replacement with Adopt keeps those adopted before that it
+	// answers true for. It is called by the goroutine of Run and must be quick. Optional:
+	// nothing is kept.
+	Adopt func(Member) bool
 }
 
 // Prefixes begin the names of our sets, as they do Calico's.
@@ -172,7 +194,7 @@ func (c *Config) check(s *Set) error {
 	case strings.ContainsFunc(s.Name, func(r rune) bool { return r <= ' ' || r >= 0x7f }):
 		return fmt.Errorf("the name %q must be ASCII without blanks", s.Name)
 	case !s.Type.known():
-		return fmt.Errorf("type %q is not one of %s, %s, %s, %s", s.Type, HashIP, HashNet, HashIPPort, HashNetPort)
+		return fmt.Errorf("type %q is not one of %q", s.Type, types)
 	case s.Family != IPv4 && s.Family != IPv6:
 		return fmt.Errorf("family %d must be IPv4 or IPv6", s.Family)
 	}

@@ -3,6 +3,7 @@ package ipset
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,7 +15,11 @@ type key struct {
 	port  uint16
 	bits  uint8
 	proto uint8
+	iface [maxInterface]byte // an interface's name, filled up with zeros
 }
+
+// maxInterface is the longest name of an interface (IFNAMSIZ less its end).
+const maxInterface = unix.IFNAMSIZ - 1
 
 // keysOf checks a member of a set of that type and family, and returns what the kernel
 // takes for it: the member, or the halves of a prefix of length 0.
@@ -35,6 +40,10 @@ func keysOf(t Type, f Family, m Member) (keys [2]key, n int, err error) {
 		return bad("a set of type %s wants a protocol", t)
 	case t.ports() && m.Port != 0 && !withPorts(m.Protocol, f):
 		return bad("protocol %d has no ports in %s, so that 0 is the only one", m.Protocol, f)
+	case !t.ifaces() && m.Interface != "":
+		return bad("a set of type %s takes no interfaces", t)
+	case t.ifaces() && !interfaceName(m.Interface):
+		return bad("interface %q must have 1 to %d bytes, without blanks, slashes and colons", m.Interface, maxInterface)
 	}
 	k := key{bits: uint8(m.Prefix.Bits()), proto: m.Protocol, port: m.Port}
 	if f == IPv4 {
@@ -43,13 +52,21 @@ func keysOf(t Type, f Family, m Member) (keys [2]key, n int, err error) {
 	} else {
 		k.addr = m.Prefix.Masked().Addr().As16()
 	}
-	if k.bits != 0 {
+	copy(k.iface[:], m.Interface)
+	if k.bits != 0 || t.ifaces() {
 		return [2]key{k}, 1, nil
 	}
 	k.bits = 1
 	other := k
 	other.addr[0] = 0x80
 	return [2]key{k, other}, 2, nil
+}
+
+// interfaceName is what the kernel takes as the name of a device (dev_valid_name in
+// net/core/dev.c).
+func interfaceName(s string) bool {
+	return s != "" && len(s) <= maxInterface && s != "." && s != ".." &&
+		!strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r >= 0x7f })
 }
 
 // withPorts are the protocols whose ports the kernel compares (ip_set_proto_with_ports in
@@ -72,5 +89,9 @@ func (k key) member(f Family) Member {
 	if f == IPv4 {
 		a = netip.AddrFrom4([4]byte(k.addr[:4]))
 	}
-	return Member{Prefix: netip.PrefixFrom(a, int(k.bits)), Protocol: k.proto, Port: k.port}
+	m := Member{Prefix: netip.PrefixFrom(a, int(k.bits)), Protocol: k.proto, Port: k.port}
+	if k.iface[0] != 0 {
+		m.Interface = cstring(k.iface[:])
+	}
+	return m
 }

@@ -49,6 +49,8 @@ const (
 	attrCADTFlags = 8
 	attrBitmask   = 12
 
+	attrIface = 23
+
 	// In data, of sets only.
 	attrHashSize   = 18
 	attrMaxElem    = 19
@@ -162,6 +164,9 @@ func (e *encoder) member(t Type, m Member, line int) {
 	if t.ports() {
 		e.u8(attrProto, m.Protocol)
 		e.be16(attrPort, m.Port)
+	}
+	if t.ifaces() {
+		e.text(attrIface, m.Interface)
 	}
 	e.u32(attrLineNo, uint32(line))
 	e.shut(data)
@@ -309,6 +314,8 @@ func parseMember(b []byte) (Listed, error) {
 			out.Protocol = uint8(number(v))
 		case attrPort:
 			out.Port = uint16(number(v))
+		case attrIface:
+			out.Interface = cstring(v)
 		case attrCADTFlags:
 			out.Odd = number(v) != 0
 		}
@@ -336,7 +343,7 @@ func reason(code int) error {
 	case errHashFull:
 		return ErrFull
 	case errFindType:
-		return errors.New("the kernel has no such type of set (modules ip_set_hash_ip, ip_set_hash_net, ip_set_hash_ipport, ip_set_hash_netport)")
+		return errors.New("the kernel has no such type of set (modules ip_set_hash_ip, ip_set_hash_net, ip_set_hash_ipport, ip_set_hash_netport, ip_set_hash_netiface)")
 	case errMaxSets:
 		return errors.New("the kernel holds no more sets")
 	case errExistSet2:

@@ -52,6 +52,7 @@ type change struct {
 	whole       bool // add is all that is wanted; otherwise only members change
 	gone        bool
 	add, remove []Member
+	adopt       func(Member) bool
 	err         error // the set cannot be
 }
 
@@ -80,7 +81,7 @@ func (r *Reconciler) Replace(sets ...Set) {
 	changes := make([]change, len(sets))
 	for i := range sets {
 		s := &sets[i]
-		changes[i] = change{name: s.Name, whole: true, kind: kind{s.Type, s.Family}, add: slices.Clone(s.Members), err: r.cfg.check(s)}
+		changes[i] = change{name: s.Name, whole: true, kind: kind{s.Type, s.Family}, add: slices.Clone(s.Members), adopt: s.Adopt, err: r.cfg.check(s)}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -278,20 +279,23 @@ func (r *Reconciler) absorb(c *change) {
 	switch {
 	case c.gone:
 		s.kind, s.invalid, s.released = kind{}, nil, true
-		s.clearAll(want)
-		s.bad, s.refused, s.full = nil, nil, false
+		s.clearAll(want | kept)
+		s.bad, s.refused, s.waiting, s.full = nil, nil, nil, false
+		s.adopt, s.spurned = nil, nil
 		if s.header != nil {
 			s.header.References = 0 // not known now: try
 		}
 	case c.whole:
-		s.kind, s.invalid, s.released = c.kind, nil, false
-		s.bad, s.refused = nil, nil
+		s.bad, s.refused, s.waiting = nil, nil, nil
 		if c.err != nil {
 			s.kind, s.invalid = kind{}, c.err
-			s.clearAll(want)
+			s.clearAll(want | kept)
 			break
 		}
-		s.clearAll(want)
+		was := s.kind
+		s.kind, s.invalid, s.released = c.kind, nil, false
+		s.clearAll(own | half)
+		s.keep(c.adopt, was)
 		for _, m := range c.add {
 			s.declare(m, true)
 		}
@@ -301,6 +305,7 @@ func (r *Reconciler) absorb(c *change) {
 		for _, m := range c.remove {
 			s.declare(m, false)
 		}
+		s.letIn()
 		for _, m := range c.add {
 			s.declare(m, true)
 		}

@@ -237,6 +237,13 @@ func (r *rig) is(t testing.TB, lines ...string) {
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
+// on makes a member with an interface.
+func on(prefix, iface string) ipset.Member {
+	m := ips(prefix)[0]
+	m.Interface = iface
+	return m
+}
+
 // ips makes members without ports.
 func ips(texts ...string) []ipset.Member {
 	var out []ipset.Member

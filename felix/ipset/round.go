@@ -158,6 +158,7 @@ func (r *Reconciler) readMembers(ctx context.Context, work []*set) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		before := s.wants
 		in := reading{s: s}
 		err := r.kernel.List(ctx, s.name, in.begin, in.member)
 		if errors.Is(err, ErrNotExist) {
@@ -171,6 +172,7 @@ func (r *Reconciler) readMembers(ctx context.Context, work []*set) error {
 			r.healed += uint64(drift)
 			r.log.Info("a set was changed by somebody else", "set", s.name, "members", drift)
 		}
+		r.members += s.wants - before // adopted
 	}
 	return nil
 }
@@ -209,9 +211,9 @@ func (r *Reconciler) run(ctx context.Context, steps []step) error {
 }
 
 // write makes one attempt at all sets: whatever is added first, then what is taken away,
-// then the sets that go.
+// then the sets that go. Only interfaces whose prefix has no room for others go before those.
 func (r *Reconciler) write(ctx context.Context, work []*set, now time.Time) error {
-	var grow, shrink, leave []step
+	var room, grow, shrink, leave []step
 	var broken []*set
 	for _, s := range work {
 		switch {
@@ -228,6 +230,10 @@ func (r *Reconciler) write(ctx context.Context, work []*set, now time.Time) erro
 				broken = append(broken, s)
 				continue
 			}
+			first, del := s.crowding(add, del)
+			if len(first) > 0 {
+				room = append(room, r.del(s, first, now))
+			}
 			if len(add) > 0 {
 				grow = append(grow, r.add(s, add, now))
 			}
@@ -236,7 +242,7 @@ func (r *Reconciler) write(ctx context.Context, work []*set, now time.Time) erro
 			}
 		}
 	}
-	for _, steps := range [][]step{grow, shrink, leave} {
+	for _, steps := range [][]step{room, grow, shrink, leave} {
 		if err := r.run(ctx, steps); err != nil {
 			return err
 		}
@@ -259,6 +265,7 @@ func (r *Reconciler) create(s *set, now time.Time) []step {
 			switch {
 			case err == nil:
 				s.header, s.read, s.seen = &h, true, true
+				s.adopt, s.spurned = nil, nil // nothing stood there
 			case errors.Is(err, ErrExist):
 				s.read = false
 			default:
@@ -345,7 +352,7 @@ func (r *Reconciler) rebuild(ctx context.Context, s *set, now time.Time) error {
 	temp := r.cfg.prefix(s.name) + newSuffix
 	keys := s.all()
 	least := r.cfg.MaxElem
-	if s.full {
+	if s.full && len(keys) > s.header.MaxElem/2 { // otherwise a bucket is full; a new set has better ones
 		least = max(least, 2*s.header.MaxElem)
 	}
 	h := Header{Name: s.name, Type: s.kind.typ, Family: s.kind.family, MaxElem: limit(least, len(keys))}

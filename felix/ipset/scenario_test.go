@@ -33,24 +33,31 @@ func TestTypes(t *testing.T) {
 			ipset.Set{Name: "cali60n", Type: ipset.HashNet, Family: ipset.IPv6, Members: ips("::/0", "fd00::/8")},
 			ipset.Set{Name: "cali60p", Type: ipset.HashIPPort, Family: ipset.IPv6, Members: []ipset.Member{port("fd00::1", 17, 65535)}},
 			ipset.Set{Name: "cali60empty", Type: ipset.HashNetPort, Family: ipset.IPv6},
+			ipset.Set{Name: "cali40i", Type: ipset.HashNetIface, Family: ipset.IPv4, Members: []ipset.Member{
+				on("0.0.0.0/0", "eth0"), on("10.0.0.1", "cali0123456789a"), on("10.0.0.1", "eth0"), on("10.1.2.3/8", "a-b_c.d%1")}},
+			ipset.Set{Name: "cali60i", Type: ipset.HashNetIface, Family: ipset.IPv6, Members: []ipset.Member{
+				on("::/0", "eth0"), on("fe80::/64", "eth0"), on("fd00::1", "cali0123456789a")}},
 		)
 		wait(t, rec, "cali40a", "cali60empty")
 		rec.InSync("test")
 		wait(t, rec)
 		all := []string{
 			"create cali40a hash:ip family inet", "add cali40a 10.0.0.1", "add cali40a 10.0.0.2",
+			"create cali40i hash:net,iface family inet", "add cali40i 0.0.0.0/0,eth0", "add cali40i 10.0.0.0/8,a-b_c.d%1",
+			"add cali40i 10.0.0.1,cali0123456789a", "add cali40i 10.0.0.1,eth0",
 			"create cali40n hash:net family inet", "add cali40n 0.0.0.0/1", "add cali40n 10.0.0.0/8", "add cali40n 10.0.0.1", "add cali40n 128.0.0.0/1",
 			"create cali40p hash:ip,port family inet", "add cali40p 10.0.0.1,sctp:7", "add cali40p 10.0.0.1,tcp:80", "add cali40p 10.0.0.1,udp:53",
 			"create cali40q hash:net,port family inet", "add cali40q 0.0.0.0/1,tcp:443", "add cali40q 128.0.0.0/1,tcp:443",
 			"create cali5 hash:net family inet",
 			"create cali60a hash:ip family inet6", "add cali60a fd00::1",
 			"create cali60empty hash:net,port family inet6",
+			"create cali60i hash:net,iface family inet6", "add cali60i ::/0,eth0", "add cali60i fd00::1,cali0123456789a", "add cali60i fe80::/64,eth0",
 			"create cali60n hash:net family inet6", "add cali60n 8000::/1", "add cali60n ::/1", "add cali60n fd00::/8",
 			"create cali60p hash:ip,port family inet6", "add cali60p fd00::1,udp:65535",
 			"create theirs hash:ip family inet", "add theirs 10.9.9.9",
 		}
 		r.is(t, all...)
-		if s := rec.Status(); s.Sets != 8 || s.Members != 16 || s.Err != nil || s.Healed != 0 || s.Leaving != 0 {
+		if s := rec.Status(); s.Sets != 10 || s.Members != 23 || s.Err != nil || s.Healed != 0 || s.Leaving != 0 {
 			t.Errorf("status %+v", s)
 		}
 		// A half that is declared itself stays when the whole goes.
@@ -100,6 +107,7 @@ func TestDelta(t *testing.T) {
 func TestHeal(t *testing.T) {
 	all := []string{
 		"create cali40a hash:ip family inet", "add cali40a 10.0.0.1", "add cali40a 10.0.0.2",
+		"create cali40i hash:net,iface family inet", "add cali40i 10.0.0.1,eth0",
 		"create cali40n hash:net family inet", "add cali40n 10.0.0.0/8", "add cali40n 11.0.0.0/8",
 	}
 	declare := func(t *testing.T, rec *ipset.Reconciler) {
@@ -107,6 +115,7 @@ func TestHeal(t *testing.T) {
 		rec.Replace(
 			ipset.Set{Name: "cali40a", Type: ipset.HashIP, Family: ipset.IPv4, Members: ips("10.0.0.1", "10.0.0.2")},
 			ipset.Set{Name: "cali40n", Type: ipset.HashNet, Family: ipset.IPv4, Members: ips("10.0.0.0/8", "11.0.0.0/8")},
+			ipset.Set{Name: "cali40i", Type: ipset.HashNetIface, Family: ipset.IPv4, Members: []ipset.Member{on("10.0.0.1", "eth0")}},
 		)
 		rec.InSync("test")
 		wait(t, rec)
@@ -129,7 +138,7 @@ func TestHeal(t *testing.T) {
 		declare(t, rec)
 		for _, damage := range [][]string{
 			{"flush cali40a"}, {"destroy cali40a"}, {"add cali40a 10.0.0.77"}, {"del cali40n 10.0.0.0/8"},
-			{"create cali40left hash:net"}, {"create cali40~new hash:net"},
+			{"add cali40i 10.0.0.2,eth0"}, {"flush cali40i"}, {"create cali40left hash:net"}, {"create cali40~new hash:net"},
 		} {
 			before := rec.Status().Healed
 			r.must(t, damage...)
@@ -148,6 +157,8 @@ func TestHeal(t *testing.T) {
 			{"del cali40a 10.0.0.1", "add cali40a 10.0.0.7"},
 			{"del cali40n 10.0.0.0/8", "add cali40n 10.0.0.0/8 nomatch"},
 			{"del cali40n 10.0.0.0/8", "add cali40n 12.0.0.0/8 nomatch"},
+			{"del cali40i 10.0.0.1,eth0", "add cali40i 10.0.0.1,eth1"},
+			{"del cali40i 10.0.0.1,eth0", "add cali40i 10.0.0.1,eth0 nomatch"},
 		} {
 			before := rec.Status().Healed
 			r.must(t, damage...)

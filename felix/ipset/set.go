@@ -13,7 +13,8 @@ const (
 	half                   // wanted as a half
 	have                   // stands in the kernel
 	met                    // seen by the reading that is under way
-	want = own | half
+	kept                   // wanted as an earlier agent's, see Set.Adopt
+	want = own | half | kept
 )
 
 // kind is what cannot change in a set.
@@ -38,14 +39,18 @@ type set struct {
 	seen   bool    // it was read before, so that what differs now is somebody's doing
 	// released: an owner gave it up, or it is a leftover: it may go before all are in sync.
 	released bool
-	invalid  error            // why it cannot be as it was declared; what stands is left
-	full     bool             // the kernel said so: it needs a larger limit
-	bad      map[Member]error // declared members that cannot be in such a set
-	refused  map[key]error    // members that the kernel does not take
-	err      error            // why it is not as wanted
-	failures int              // in a row
-	retry    time.Time        // when to try again after a failure
-	fresh    bool             // it was read in this round, so that a refusal is no misunderstanding
+	invalid  error             // why it cannot be as it was declared; what stands is left
+	full     bool              // the kernel said so: it needs a larger limit
+	bad      map[Member]error  // declared members that cannot be in such a set
+	refused  map[key]error     // members that the kernel does not take
+	crowds   map[key]crowd     // in a set of interfaces: what is known of each prefix
+	waiting  map[key]struct{}  // declared members of prefixes with too many interfaces
+	adopt    func(Member) bool // not nil: what stands there has still to be adopted
+	spurned  map[key]struct{}  // members that must not be adopted
+	err      error             // why it is not as wanted
+	failures int               // in a row
+	retry    time.Time         // when to try again after a failure
+	fresh    bool              // it was read in this round, so that a refusal is no misunderstanding
 }
 
 func newSet(name string) *set {
@@ -66,8 +71,10 @@ func (s *set) put(k key, set, clear uint8) {
 	} else {
 		s.members[k] = now
 	}
-	s.wants += count(now&want != 0) - count(old&want != 0)
-	s.haves += count(now&have != 0) - count(old&have != 0)
+	wants, haves := count(now&want != 0)-count(old&want != 0), count(now&have != 0)-count(old&have != 0)
+	s.wants += wants
+	s.haves += haves
+	s.crowded(k, wants, haves)
 	if differs(now) {
 		s.changed[k] = struct{}{}
 	} else {
@@ -111,11 +118,19 @@ func (s *set) declare(m Member, wanted bool) {
 		bit = half
 	}
 	for _, k := range keys[:n] {
-		if wanted {
-			s.put(k, bit, 0)
-		} else {
-			s.put(k, 0, bit)
+		switch {
+		case !wanted:
+			s.put(k, 0, bit|kept)
 			delete(s.refused, k)
+			delete(s.waiting, k)
+			s.spurn(k)
+		case s.noRoom(k):
+			if s.waiting == nil {
+				s.waiting = map[key]struct{}{}
+			}
+			s.waiting[k] = struct{}{}
+		default:
+			s.put(k, bit, 0)
 		}
 	}
 }
@@ -154,8 +169,14 @@ func (r *reading) member(l Listed) {
 	}
 	k := keys[0]
 	state := r.s.members[k]
-	if l.Odd && state&want != 0 {
+	switch {
+	case l.Odd && r.header.Type.ifaces():
+		r.odd = true // it may stand beside the one without the flag, and cannot be told from it
+		return
+	case l.Odd && state&want != 0:
 		return // as if it were not there: to add it again clears the flag
+	case l.Odd:
+		r.s.spurn(k)
 	}
 	if state&have != 0 {
 		r.still++
@@ -180,12 +201,13 @@ func (r *reading) end() (drift int) {
 		drift = (r.before - r.still) + (r.listed - r.still)
 	}
 	s.seen = true
+	s.adoptWhatStands()
 	return drift
 }
 
 // leftOut says which members the set goes without.
 func (s *set) leftOut() error {
-	n := len(s.bad) + len(s.refused)
+	n := len(s.bad) + len(s.refused) + len(s.waiting)
 	if n == 0 {
 		return nil
 	}
@@ -197,6 +219,13 @@ func (s *set) leftOut() error {
 	}
 	for k, err := range s.refused {
 		err = fmt.Errorf("member %s: %w", k.member(s.kind.family), err)
+		if first == nil || err.Error() < first.Error() {
+			first = err
+		}
+	}
+	for k := range s.waiting {
+		err := fmt.Errorf("member %s: prefix %s has %d interfaces already, and more are not possible in a set of type %s",
+			k.member(s.kind.family), k.alone().member(s.kind.family), MaxInterfaces, s.kind.typ)
 		if first == nil || err.Error() < first.Error() {
 			first = err
 		}

@@ -28,7 +28,7 @@ func (g golden) lines() []string {
 		out = append(out, fmt.Sprintf("create %s %s family %s", name, s.typ, map[ipset.Family]string{ipset.IPv4: "inet", ipset.IPv6: "inet6"}[s.family]))
 		lines := map[string]bool{}
 		for m := range s.members {
-			if m.Prefix.Bits() > 0 {
+			if m.Prefix.Bits() > 0 || s.typ == ipset.HashNetIface {
 				lines["add "+name+" "+ipsettest.Text(m)] = true
 				continue
 			}
@@ -47,12 +47,15 @@ func randomMember(rng *rand.Rand, t ipset.Type, f ipset.Family) ipset.Member {
 	if f == ipset.IPv6 {
 		a, bits = netip.AddrFrom16([16]byte{0xfd, 15: byte(1 + rng.IntN(30))}), 128
 	}
-	if t == ipset.HashNet || t == ipset.HashNetPort {
+	if t != ipset.HashIP && t != ipset.HashIPPort {
 		bits = []int{0, 1, 8, bits - 3, bits}[rng.IntN(5)]
 	}
 	m := ipset.Member{Prefix: netip.PrefixFrom(a, bits).Masked()}
 	if t == ipset.HashIPPort || t == ipset.HashNetPort {
 		m.Protocol, m.Port = []uint8{6, 17, 132}[rng.IntN(3)], uint16(rng.IntN(3))
+	}
+	if t == ipset.HashNetIface {
+		m.Interface = []string{"eth0", "eth1", "cali0123456789a"}[rng.IntN(3)]
 	}
 	return m
 }
@@ -74,7 +77,7 @@ func TestWalk(t *testing.T) {
 		rec, stop := r.start(t, small)
 		rec.InSync("test")
 		g := golden{}
-		types := []ipset.Type{ipset.HashIP, ipset.HashNet, ipset.HashIPPort, ipset.HashNetPort}
+		types := []ipset.Type{ipset.HashIP, ipset.HashNet, ipset.HashIPPort, ipset.HashNetPort, ipset.HashNetIface}
 		for step := range steps {
 			name := fmt.Sprintf("cali%d0%d", []int{4, 6}[rng.IntN(2)], rng.IntN(4))
 			s, there := g[name]
@@ -87,7 +90,7 @@ func TestWalk(t *testing.T) {
 			what := ""
 			switch n := rng.IntN(10); {
 			case n == 0 || !there:
-				s.typ, s.family = types[rng.IntN(4)], []ipset.Family{ipset.IPv4, ipset.IPv6}[rng.IntN(2)]
+				s.typ, s.family = types[rng.IntN(len(types))], []ipset.Family{ipset.IPv4, ipset.IPv6}[rng.IntN(2)]
 				members := some()
 				s.members = map[ipset.Member]bool{}
 				for _, m := range members {

@@ -28,6 +28,8 @@ type set struct {
 	header  ipset.Header // Elements unused
 	timeout bool
 	members map[ipset.Member]bool // the value: nomatch
+	crowds  map[netip.Prefix]int  // members by prefix, with interfaces
+	clogged bool                  // more than 62 of one prefix: nothing new goes in
 }
 
 // New makes a kernel without sets.
@@ -181,27 +183,36 @@ func (k *Kernel) command(c *ipset.Command) error {
 }
 
 func newSet(name string, t ipset.Type, f ipset.Family, maxElem int) *set {
-	return &set{header: ipset.Header{Name: name, Type: t, Family: f, MaxElem: maxElem}, members: map[ipset.Member]bool{}}
+	return &set{header: ipset.Header{Name: name, Type: t, Family: f, MaxElem: maxElem}, members: map[ipset.Member]bool{}, crowds: map[netip.Prefix]int{}}
 }
 
 var errMember = errors.New("the kernel takes no such member")
 
 // member adds or deletes one; adding what is there takes over its flag.
 func (s *set) member(add bool, m ipset.Member, nomatch bool) error {
-	nets := s.header.Type == ipset.HashNet || s.header.Type == ipset.HashNetPort
+	ifaces := s.header.Type == ipset.HashNetIface
+	nets := s.header.Type == ipset.HashNet || s.header.Type == ipset.HashNetPort || ifaces
 	ports := s.header.Type == ipset.HashIPPort || s.header.Type == ipset.HashNetPort
 	switch {
 	case m.Prefix.Addr().Is4() != (s.header.Family == ipset.IPv4), m.Prefix.Masked() != m.Prefix,
-		nets && m.Prefix.Bits() == 0, !nets && !m.Prefix.IsSingleIP(),
+		nets && !ifaces && m.Prefix.Bits() == 0, ifaces != (m.Interface != ""), len(m.Interface) > 15, !nets && !m.Prefix.IsSingleIP(),
 		ports != (m.Protocol != 0), !ports && m.Port != 0,
 		s.header.Type == ipset.HashIP && m.Prefix.Addr().IsUnspecified():
 		return errMember
 	case !add:
+		if _, there := s.members[m]; there && ifaces {
+			s.crowds[m.Prefix]--
+		}
 		delete(s.members, m)
 		return nil
 	}
-	if _, there := s.members[m]; !there && len(s.members) >= s.header.MaxElem {
+	_, there := s.members[m]
+	if !there && (len(s.members) >= s.header.MaxElem || s.clogged) {
 		return ipset.ErrFull
+	}
+	if !there && ifaces {
+		s.crowds[m.Prefix]++
+		s.clogged = s.crowds[m.Prefix] > 62 // so it is with Linux 6.18
 	}
 	s.members[m] = nomatch
 	return nil
@@ -244,6 +255,7 @@ func (k *Kernel) Foreign(command string) error {
 		delete(k.sets, w[1])
 	case "flush":
 		clear(s.members)
+		clear(s.crowds)
 	case "add", "del":
 		m, err := parse(w[2])
 		if err != nil {
@@ -271,6 +283,10 @@ func parse(text string) (ipset.Member, error) {
 			return m, err
 		}
 		m.Prefix = p.Masked()
+	}
+	if ports && !strings.Contains(rest, ":") {
+		m.Interface = rest
+		return m, nil
 	}
 	if ports {
 		proto, port, _ := strings.Cut(rest, ":")
@@ -317,6 +333,9 @@ func Text(m ipset.Member) string {
 	}
 	if m.Protocol != 0 {
 		s += fmt.Sprintf(",%s:%d", map[uint8]string{6: "tcp", 17: "udp", 132: "sctp"}[m.Protocol], m.Port)
+	}
+	if m.Interface != "" {
+		s += "," + m.Interface
 	}
 	return s
 }
