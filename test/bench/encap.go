@@ -91,8 +91,7 @@ func (b *bench) onPath(ctx context.Context, f *fabric.Fabric, p path) (err error
 	if err != nil {
 		return err
 	}
-	sides := [2]*wire{ours, plain}
-	for _, w := range sides {
+	for _, w := range []*wire{ours, plain} {
 		if err := b.poll(ctx, lab.Slow(30*time.Second), "pods reach each other", func() error { return reaches(ctx, w) }); err != nil {
 			return err
 		}
@@ -106,40 +105,82 @@ func (b *bench) onPath(ctx context.Context, f *fabric.Fabric, p path) (err error
 	if p.noTx {
 		versus += ", no checksum offload"
 	}
-	each := &Comparison{Name: fmt.Sprintf("pod to pod, %s, processor time of one packet", p.name), Versus: versus, Unit: "µs"}
-	for i := range 2 * b.size.pairs {
-		var got [2]float64
-		err := inTurns(i, func(side int) (err error) {
-			got[side], err = sides[side].packet()
-			return err
-		})
+	sides := [...]side{
+		{wire: ours},
+		{wire: plain, name: versus, prepare: func() error { return track(ctx, f.Lab, false) }},
+		{wire: plain, name: versus + ", connections tracked", prepare: func() error { return track(ctx, f.Lab, true) }},
+	}
+	measure := func(name, unit string, least float64, one func(*wire) (float64, error)) error {
+		var cs []*Comparison
+		for _, s := range sides[1:] {
+			cs = append(cs, &Comparison{Name: "pod to pod, " + p.name + ", " + name, Versus: s.name, Unit: unit, Least: least})
+		}
+		// Throughput moves with what else the machine does: many short rounds say more than few
+		// long ones.
+		rounds := 2 * b.size.pairs
+		for i := range rounds {
+			var got [len(sides)]float64
+			for k := range sides { // each is the first one in turn
+				k = (k + i) % len(sides)
+				err := sides[k].ready()
+				if err == nil {
+					got[k], err = one(sides[k].wire)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			for k, c := range cs {
+				c.add(got[0], got[k+1])
+			}
+			b.say("%s, round %d/%d: %.2f against %.2f and %.2f %s", cs[0].Name, i+1, rounds, got[0], got[1], got[2], unit)
+		}
+		b.compare(cs...)
+		return nil
+	}
+	if err := measure("processor time of one packet", "µs", 0, (*wire).packet); err != nil {
+		return err
+	}
+	for _, streams := range []int{1, 8} {
+		name := fmt.Sprintf("TCP, %d streams", streams)
+		if streams == 1 {
+			name = "TCP, 1 stream"
+		}
+		err := measure(name, "Gbit/s", 0.97, func(w *wire) (float64, error) { return w.throughput(ctx, streams, time.Second) })
 		if err != nil {
 			return err
 		}
-		each.add(got[0], got[1])
 	}
-	b.compare(each)
-	for _, streams := range []int{1, 8} {
-		c := &Comparison{Name: fmt.Sprintf("pod to pod, %s, TCP, %d streams", p.name, streams), Versus: versus, Unit: "Gbit/s", Least: 0.97}
-		if streams == 1 {
-			c.Name = strings.TrimSuffix(c.Name, "s")
+	return nil
+}
+
+// side is one of those that are compared: a path, and what its nodes do with its packets.
+type side struct {
+	*wire
+	name    string
+	prepare func() error // nil: nothing
+}
+
+func (s *side) ready() error {
+	if s.prepare == nil {
+		return nil
+	}
+	return s.prepare()
+}
+
+// track has the plain nodes track connections, as all nodes do where anything translates Services or
+// asks which packets answer others; or not. One rule makes the kernel do so.
+func track(ctx context.Context, l *lab.Lab, on bool) error {
+	rules := "add table inet track\ndelete table inet track\n"
+	if on {
+		rules += "table inet track { chain forward { type filter hook forward priority filter; ct state established,related accept; }; }\n"
+	}
+	for _, name := range []string{"p1", "p2"} {
+		cmd := l.Node(name).Command(ctx, "nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(rules)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: nft: %w: %s", name, err, out)
 		}
-		// Throughput moves with what else the machine does: many short pairs say more than few
-		// long ones.
-		pairs := 2 * b.size.pairs
-		for i := range pairs {
-			var got [2]float64
-			err := inTurns(i, func(side int) (err error) {
-				got[side], err = sides[side].throughput(ctx, streams, time.Second)
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			c.add(got[0], got[1])
-			b.say("%s, pair %d/%d: %.2f against %.2f Gbit/s", c.Name, i+1, pairs, got[0], got[1])
-		}
-		b.compare(c)
 	}
 	return nil
 }
