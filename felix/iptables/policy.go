@@ -1,13 +1,13 @@
 package iptables
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,21 +27,40 @@ import (
 // one transaction for all chains of a table, then sets that go. A packet of one endpoint
 // meets its old rules or its new ones, never some of both (I2), and only chains that differ
 // are written (I8).
+//
+// Chains hold no addresses of workloads: those are members of two sets (role), so that to attach a
+// workload whose chains were made ahead, or one that no policy selects, changes sets alone. Sets are
+// declared as soon as Apply is called, and not when the rules of deltas before are written: more in
+// a set that no rule names yet does nothing, and who waits for sets waits for no program.
 type Policy struct {
 	log      *slog.Logger
 	sets     *ipset.Reconciler
 	owner    string
+	prefix   string // begins the names of workloads' interfaces, and of no other
 	families []*policyFamily
 
 	poke chan struct{}
 
 	mu      sync.Mutex
 	queue   []policyStep
+	flight  []policyStep     // taken out of the queue and not done
 	put     uint64           // steps put into the queue
 	done    uint64           // and taken into the kernel, or refused by it
 	round   chan struct{}    // closed when done grows, and replaced
 	unready map[string]error // sets that are not as wanted
 	setsErr error
+
+	members   *membership
+	endpoints map[string]*placed        // by interface, as last applied
+	chains    map[policy.ChainID]uint64 // the step that last changed a policy's chain
+	frame     uint64                    // the step that last changed what every workload needs
+	gone      map[string]uint64         // sets given up → the step whose rules name them no more
+}
+
+// placed is an endpoint and the step that last changed its own rules.
+type placed struct {
+	policy.Endpoint
+	step uint64
 }
 
 // policyFamily is one family's rules. rules and mangle are guarded by Policy.mu.
@@ -52,9 +71,11 @@ type policyFamily struct {
 }
 
 type policyStep struct {
-	delta  *policy.Delta
-	synced bool
-	guards map[Family]model.EncapGuard
+	begin   bool // the first: what holds before any delta
+	delta   *policy.Delta
+	touched []string // sets that were declared for it
+	synced  bool
+	guards  map[Family]model.EncapGuard
 }
 
 // PolicyConfig says what a Policy works with.
@@ -96,9 +117,11 @@ func NewPolicy(cfg PolicyConfig) (*Policy, error) {
 		cfg.Marks, _ = policy.NewMarks(policy.DefaultMarkMask)
 	}
 	p := &Policy{
-		log: cfg.Log.With("reconciler", "policy"), sets: cfg.Sets, owner: cfg.SetOwner,
+		log: cfg.Log.With("reconciler", "policy"), sets: cfg.Sets, owner: cfg.SetOwner, prefix: cfg.Workloads,
 		poke: make(chan struct{}, 1), round: make(chan struct{}), unready: map[string]error{},
+		members: newMembership(cfg.Known), endpoints: map[string]*placed{}, chains: map[policy.ChainID]uint64{}, gone: map[string]uint64{},
 	}
+	first := policyStep{begin: true}
 	for _, r := range cfg.Rules {
 		f := &policyFamily{to: r, rules: newRuleset(dialect{r.family, cfg.Marks}, cfg.Workloads, cfg.Known), mangle: map[string]Chain{}}
 		if !r.declared(Raw) {
@@ -107,24 +130,16 @@ func NewPolicy(cfg PolicyConfig) (*Policy, error) {
 		r.Set(Filter, TableState{})
 		f.write(f.rules.begin())
 		p.families = append(p.families, f)
-	}
-	return p, nil
-}
-
-// Guards names those of workloads' interfaces that have rules of policy in the kernel, an earlier
-// agent's before there is a Policy.
-func (r *Reconciler) Guards(ctx context.Context, interfaces []string) ([]string, error) {
-	text, err := r.kernel.Save(ctx, Filter)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", r, err)
-	}
-	var out []string
-	for _, name := range interfaces {
-		if bytes.Contains(text, []byte("\n:"+ingressChain(name)+" ")) {
-			out = append(out, name)
+		for _, m := range roles {
+			set := ipset.Set{Name: memberSet(r.family, m), Type: ipset.HashNetIface, Family: ipset.Family(r.family), Adopt: p.members.adopted.of(m)}
+			cfg.Sets.Replace(set)
+			first.touched = append(first.touched, set.Name)
 		}
 	}
-	return out, nil
+	// Rules that name these sets come once they are there.
+	p.add(first)
+	p.frame = p.put
+	return p, nil
 }
 
 // write hands an edit to the Reconciler.
@@ -169,32 +184,119 @@ func (f *policyFamily) write(e *edit) {
 }
 
 // Apply has a delta brought into the kernel after all before it. The delta is then no
-// longer the caller's.
+// longer the caller's. It does not block.
 func (p *Policy) Apply(d *policy.Delta) {
-	if !d.Empty() {
-		p.add(policyStep{delta: d})
+	if d.Empty() {
+		return
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// Sets of policies before the addresses of workloads: a member lets its workload send.
+	touched := p.declare(d)
+	p.add(policyStep{delta: d, touched: append(touched, p.update(p.place(d))...)})
 }
 
 // InSync says that all endpoints and policies that were there at the start have been
 // applied: what an earlier agent left goes, and host endpoints come into force.
-func (p *Policy) InSync() { p.add(policyStep{synced: true}) }
+func (p *Policy) InSync() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.add(policyStep{synced: true, touched: p.update(p.members.inSync())})
+	p.frame = p.put
+	p.sets.InSync(p.owner)
+}
 
 // SetEncapsulation says which encapsulated packets of nodes host endpoints let pass, in each
 // family. Who may send them EncapGuard asks.
 func (p *Policy) SetEncapsulation(v4, v6 model.EncapGuard) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.add(policyStep{guards: map[Family]model.EncapGuard{IPv4: v4, IPv6: v6}})
 }
 
+// add is called with mu held.
 func (p *Policy) add(s policyStep) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.queue = append(p.queue, s)
 	p.put++
 	select {
 	case p.poke <- struct{}{}:
 	default:
 	}
+}
+
+// place notes which rules the next step, which is d's, changes, and returns how workloads' addresses change
+// in the sets. It is called with mu held.
+func (p *Policy) place(d *policy.Delta) (edits []memberEdit) {
+	n := p.put + 1
+	if d.Host != nil {
+		p.frame = n
+	}
+	for i := range d.Chains {
+		p.chains[d.Chains[i].ID] = n
+	}
+	for _, id := range d.GoneChains {
+		delete(p.chains, id)
+	}
+	for i := range d.Endpoints {
+		ep := &d.Endpoints[i]
+		old, step := p.endpoints[ep.Interface], n
+		switch {
+		case !strings.HasPrefix(ep.Interface, p.prefix):
+		case unruled(ep):
+			step = 0 // it has no rules of its own
+		case old != nil && sameRules(&old.Endpoint, ep):
+			step = old.step
+		}
+		p.endpoints[ep.Interface] = &placed{*ep, step}
+		if strings.HasPrefix(ep.Interface, p.prefix) {
+			edits = append(edits, p.members.place(ep, n)...)
+		}
+	}
+	for _, iface := range d.GoneEndpoints {
+		delete(p.endpoints, iface)
+		if strings.HasPrefix(iface, p.prefix) {
+			edits = append(edits, p.members.vacate(iface)...)
+		}
+	}
+	return edits
+}
+
+// sameRules reports whether two states of one workload's endpoint have the same chains.
+func sameRules(a, b *policy.Endpoint) bool {
+	granted := func(e *policy.Endpoint) bool { return len(own(e)) != len(e.Sources) }
+	return a.ID == b.ID && !unruled(a) && !unruled(b) && a.Ingress.Equal(&b.Ingress) && a.Egress.Equal(&b.Egress) &&
+		(!granted(a) && !granted(b) || slices.Equal(a.Sources, b.Sources) && slices.Equal(a.Addresses, b.Addresses))
+}
+
+// update declares changes of workloads' addresses, and returns the sets. It is called with mu held, so
+// that edits come in the order in which membership made them.
+func (p *Policy) update(edits []memberEdit) (touched []string) {
+	for _, f := range p.families {
+		for _, r := range roles {
+			var add, remove []ipset.Member
+			for _, e := range edits {
+				if e.role == r {
+					add, remove = f.members(add, e.iface, e.add), f.members(remove, e.iface, e.remove)
+				}
+			}
+			if len(add)+len(remove) > 0 {
+				name := memberSet(f.rules.family, r)
+				p.sets.Update(name, add, remove)
+				touched = append(touched, name)
+			}
+		}
+	}
+	return touched
+}
+
+// members appends those of the family.
+func (f *policyFamily) members(to []ipset.Member, iface string, addrs []netip.Addr) []ipset.Member {
+	for _, a := range addrs {
+		if f.rules.family.of(a) {
+			to = append(to, ipset.Member{Prefix: netip.PrefixFrom(a, a.BitLen()), Interface: iface})
+		}
+	}
+	return to
 }
 
 // retrySets is how often sets that could not be made are asked about.
@@ -211,41 +313,31 @@ func (p *Policy) Run(ctx context.Context) error {
 			return nil
 		case <-p.poke:
 			p.mu.Lock()
-			steps, put := p.queue, p.put
-			p.queue = nil
+			put := p.put
+			p.flight, p.queue = p.queue, nil
 			p.mu.Unlock()
-			p.step(ctx, steps)
+			p.step(ctx, p.flight, put)
 			if ctx.Err() != nil {
 				return nil
 			}
 			p.mu.Lock()
-			p.done = put
+			p.done, p.flight = put, nil
 			close(p.round)
 			p.round = make(chan struct{})
 			p.mu.Unlock()
 		case <-retry.C:
 			p.askSets(ctx)
+			p.leave(ctx, p.done)
 		}
 		retry.Reset(retrySets)
 	}
 }
 
-// step brings what has gathered into the kernel, all at once.
-func (p *Policy) step(ctx context.Context, steps []policyStep) {
-	var names, gone []string
-	synced := false
+// step brings what has gathered into the kernel, all at once. upTo counts its last step.
+func (p *Policy) step(ctx context.Context, steps []policyStep, upTo uint64) {
+	var names []string
 	for _, s := range steps {
-		synced = synced || s.synced
-		if s.delta == nil {
-			continue
-		}
-		touched, left := p.declare(s.delta)
-		names = append(names, touched...)
-		gone = slices.DeleteFunc(gone, func(n string) bool { return slices.Contains(touched, n) })
-		gone = append(gone, left...)
-	}
-	if synced {
-		p.sets.InSync(p.owner)
+		names = append(names, s.touched...)
 	}
 	if len(names) > 0 {
 		slices.Sort(names)
@@ -256,6 +348,8 @@ func (p *Policy) step(ctx context.Context, steps []policyStep) {
 		e := newEdit()
 		for _, s := range steps {
 			switch {
+			case s.begin:
+				f.rules.start(e, p.members.adopted.open)
 			case s.delta != nil:
 				f.rules.apply(e, s.delta)
 			case s.synced:
@@ -273,13 +367,37 @@ func (p *Policy) step(ctx context.Context, steps []policyStep) {
 			return
 		}
 	}
-	if len(gone) > 0 {
-		p.sets.Delete(gone...)
-		p.mu.Lock()
-		for _, name := range gone {
+	p.leave(ctx, upTo)
+}
+
+// leave takes away what the rules of steps up to that one let go of: sets that none of them names,
+// and workloads from the set of a role that is theirs no more. An open workload that policies
+// select now has met none of its new chains so far, and meets all of them at once from here on. While a table
+// cannot be written it stays as it was.
+func (p *Policy) leave(ctx context.Context, upTo uint64) {
+	written := true
+	for _, f := range p.families {
+		s := f.to.Status()
+		written = written && s.Backend != Auto && s.Tables[Filter].Err == nil
+	}
+	p.mu.Lock()
+	var gone, left []string
+	for name, n := range p.gone {
+		if n <= upTo {
+			gone = append(gone, name)
+			delete(p.gone, name)
 			delete(p.unready, name)
 		}
-		p.mu.Unlock()
+	}
+	if len(gone) > 0 {
+		p.sets.Delete(gone...)
+	}
+	if written {
+		left = p.update(p.members.settle(upTo))
+	}
+	p.mu.Unlock()
+	if len(left) > 0 {
+		p.await(ctx, left)
 	}
 }
 
@@ -290,30 +408,36 @@ func (p *Policy) await(ctx context.Context, names []string) {
 	if ctx.Err() != nil {
 		return
 	}
+	bad := p.sets.Status().Errs
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, name := range names {
 		delete(p.unready, name)
-	}
-	p.setsErr = nil
-	if err == nil {
-		return
-	}
-	p.setsErr = err
-	bad := p.sets.Status().Errs
-	for _, name := range names {
 		if bad[name] != nil {
 			p.unready[name] = bad[name]
 		}
 	}
-	p.log.Warn("sets of policy are not as wanted", "error", err)
+	switch {
+	case err != nil:
+		p.setsErr = err
+		p.log.Warn("sets of policy are not as wanted", "error", err)
+	case len(p.unready) == 0:
+		p.setsErr = nil
+	}
 }
 
-// askSets has rules that were refused tried again once their sets are there.
+// askSets has rules that were refused tried again once their sets are there: those that did not come, and
+// those of workloads' addresses, which somebody may have destroyed with the rules that name them.
 func (p *Policy) askSets(ctx context.Context) {
 	p.mu.Lock()
-	names := slices.Sorted(maps.Keys(p.unready))
+	names := slices.Collect(maps.Keys(p.unready))
 	p.mu.Unlock()
+	for _, f := range p.families {
+		refused := f.to.Status().Tables[Filter].Refused
+		if refused["chain "+toWorkload] != nil || refused["chain "+fromWorkload] != nil {
+			names = append(names, memberSet(f.rules.family, opened), memberSet(f.rules.family, source))
+		}
+	}
 	if len(names) == 0 || p.sets.Wait(ctx, names...) != nil {
 		return
 	}
@@ -331,16 +455,21 @@ func (p *Policy) serves(f policy.Family) bool {
 	return slices.ContainsFunc(p.families, func(x *policyFamily) bool { return uint8(x.rules.family) == uint8(f) })
 }
 
-// declare declares what a delta says of sets, but those that go.
-func (p *Policy) declare(d *policy.Delta) (touched, gone []string) {
+// declare declares what a delta, which is the next step, says of sets, but those that go. It is
+// called with mu held.
+func (p *Policy) declare(d *policy.Delta) (touched []string) {
 	var sets []ipset.Set
 	for _, s := range d.NewSets {
 		if p.serves(s.Family) {
-			sets = append(sets, ipset.Set{Name: setName(s.ID), Type: setTypes[s.Kind], Family: ipset.Family(s.Family), Members: members(s.Members)})
-			touched = append(touched, setName(s.ID))
+			name := setName(s.ID)
+			sets = append(sets, ipset.Set{Name: name, Type: setTypes[s.Kind], Family: ipset.Family(s.Family), Members: members(s.Members)})
+			touched = append(touched, name)
+			delete(p.gone, name)
 		}
 	}
-	p.sets.Replace(sets...)
+	if len(sets) > 0 {
+		p.sets.Replace(sets...)
+	}
 	for _, c := range d.ChangedSets {
 		if p.serves(c.Family) {
 			p.sets.Update(setName(c.ID), members(c.Add), members(c.Remove))
@@ -348,9 +477,9 @@ func (p *Policy) declare(d *policy.Delta) (touched, gone []string) {
 		}
 	}
 	for _, id := range d.GoneSets {
-		gone = append(gone, setName(id))
+		p.gone[setName(id)] = p.put + 1
 	}
-	return touched, gone
+	return touched
 }
 
 func members(in []policy.Member) []ipset.Member {
@@ -359,108 +488,4 @@ func members(in []policy.Member) []ipset.Member {
 		out[i] = ipset.Member{Prefix: m.Prefix, Protocol: m.Protocol, Port: m.Port}
 	}
 	return out
-}
-
-// Wait blocks until all that was applied before the call is in the kernel. Its error says
-// what of the interfaces' rules and sets is not, and why; that is retried nevertheless.
-// Without interfaces it means everything. Only Run and the Reconcilers' make it come true.
-func (p *Policy) Wait(ctx context.Context, interfaces ...string) error {
-	p.mu.Lock()
-	for want := p.put; p.done < want; {
-		round := p.round
-		p.mu.Unlock()
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("policy: %w", ctx.Err())
-		case <-round:
-		}
-		p.mu.Lock()
-	}
-	defer p.mu.Unlock()
-	if len(interfaces) == 0 {
-		errs := []error{p.setsErr}
-		for _, f := range p.families {
-			errs = append(errs, f.to.Status().Err)
-		}
-		return errors.Join(errs...)
-	}
-	var errs []error
-	for _, iface := range interfaces {
-		for _, f := range p.families {
-			ep, ok := f.rules.endpoints[iface]
-			if !ok {
-				errs = append(errs, fmt.Errorf("policy: interface %s is no endpoint's", iface))
-				break
-			}
-			if err := errors.Join(f.wrong(&ep), p.lacks(f, &ep)); err != nil {
-				errs = append(errs, fmt.Errorf("policy: %s: %w", ep.ID, err))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// wrong says what of an endpoint's rules the kernel has not taken.
-func (f *policyFamily) wrong(ep *policy.Endpoint) error {
-	s := f.to.Status()
-	if s.Backend == Auto {
-		return s.Err // not even begun
-	}
-	var errs []error
-	for t, chains := range f.rules.needs(ep) {
-		ts := s.Tables[t]
-		errs = append(errs, ts.Err)
-		for _, c := range chains {
-			if err := ts.Refused["chain "+c]; err != nil {
-				errs = append(errs, fmt.Errorf("%s: table %s: chain %s: %w", f.to, t, c, err))
-			}
-		}
-		for o, err := range ts.Refused {
-			if len(o) > 5 && o[:5] == "hooks" {
-				errs = append(errs, fmt.Errorf("%s: table %s: %s: %w", f.to, t, o, err))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// lacks says which sets that an endpoint's rules need are not as wanted.
-func (p *Policy) lacks(f *policyFamily, ep *policy.Endpoint) error {
-	if len(p.unready) == 0 {
-		return nil
-	}
-	bad := map[string]error{}
-	for _, path := range ep.Paths() {
-		for _, tier := range path.Tiers {
-			for _, id := range tier.Chains {
-				c := f.rules.chains[id]
-				for _, set := range c.Sets() {
-					if err := p.unready[setName(set)]; err != nil {
-						bad[setName(set)] = fmt.Errorf("%s: set %s: %w", id, setName(set), err)
-					}
-				}
-			}
-		}
-	}
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(bad)) {
-		errs = append(errs, bad[name])
-	}
-	return errors.Join(errs...)
-}
-
-// PolicyStatus is what a Policy says about itself.
-type PolicyStatus struct {
-	Endpoints, Chains int   // wanted
-	Waiting           int   // deltas that are not in the kernel yet
-	Known             int   // interfaces whose rules are still an earlier agent's
-	SetsErr           error // why sets are not as wanted; chains are in Reconciler.Status
-}
-
-// Status returns the state.
-func (p *Policy) Status() PolicyStatus {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	r := p.families[0].rules
-	return PolicyStatus{Endpoints: len(r.endpoints), Chains: len(r.chains), Waiting: int(p.put - p.done), Known: len(r.kept), SetsErr: p.setsErr}
 }

@@ -52,11 +52,19 @@ func (s setsWithin) Apply(ctx context.Context, commands []ipset.Command) (out []
 // written is the host's iptables, and what was written to it.
 type written struct {
 	*iptables.Host
+	calls   atomic.Int64                 // of Restore, whatever came of them
+	before  atomic.Pointer[func() error] // what Restore waits for; its error stands in for the program's
 	mu      sync.Mutex
 	scripts []string
 }
 
 func (w *written) Restore(ctx context.Context, script []byte) error {
+	w.calls.Add(1)
+	if f := w.before.Load(); f != nil {
+		if err := (*f)(); err != nil {
+			return err
+		}
+	}
 	err := w.Host.Restore(ctx, script)
 	if err == nil && !strings.Contains(string(script), "\n-C ") {
 		w.mu.Lock()
@@ -73,6 +81,25 @@ func (w *written) took() []string {
 	out := w.scripts
 	w.scripts = nil
 	return out
+}
+
+// hold has every Restore do f first; nil: nothing.
+func (r *policyRig) hold(f func() error) {
+	for _, to := range r.to {
+		if f == nil {
+			to.before.Store(nil)
+		} else {
+			to.before.Store(&f)
+		}
+	}
+}
+
+// calls counts Restore.
+func (r *policyRig) calls() (n int64) {
+	for _, to := range r.to {
+		n += to.calls.Load()
+	}
+	return n
 }
 
 // policyRig is policy running in a Lab.
@@ -98,7 +125,7 @@ func startRefusing(t testing.TB, l *kerneltest.Lab, b iptables.Backend, refuse s
 	host := ipset.NewHost()
 	r := &policyRig{}
 	r.bad.Store(refuse)
-	sets, err := ipset.New(ipset.Config{Log: log, Owners: []string{"policy"}, Kernel: setsWithin{host, l, &r.bad}})
+	sets, err := ipset.New(ipset.Config{Log: log, Owners: []string{"policy"}, Kernel: setsWithin{host, l, &r.bad}, Glance: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

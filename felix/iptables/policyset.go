@@ -18,7 +18,7 @@ type ruleset struct {
 	// adopting: not all is known yet. What an earlier agent left for the interfaces of kept and
 	// for hosts stays.
 	adopting bool
-	kept     map[string]bool
+	kept     map[string]bool // the value: it has chains; else it is open, as a member of a set
 
 	host      *model.HostPolicy // nil: not known yet
 	chains    map[policy.ChainID]policy.Chain
@@ -90,17 +90,26 @@ func (s *ruleset) put(e *edit, t Table, name string, chains []Chain) {
 	}
 }
 
-// begin is what holds before the first delta.
+// begin is what holds before the sets of workloads' own addresses are there and read: all that an
+// earlier agent left for workloads stays as it is, and where there is nothing no workload's packet passes.
 func (s *ruleset) begin() *edit {
 	e := newEdit()
-	for name := range s.kept {
-		s.keep(e, name)
-	}
 	s.constant(e)
-	s.workloads(e)
+	s.put(e, Filter, "/workloads", []Chain{{Name: toWorkload, Adopt: true}, {Name: fromWorkload, Adopt: true}})
 	s.sources(e)
 	s.hosts(e)
 	return e
+}
+
+// start is what holds before the first delta, once those sets are read. open says which
+// interfaces an earlier agent left open: those need no chains.
+func (s *ruleset) start(e *edit, open func(string) bool) {
+	for name := range s.kept {
+		if s.kept[name] = !open(name); s.kept[name] {
+			s.keep(e, name)
+		}
+	}
+	s.workloads(e)
 }
 
 // inSync ends what was kept of an earlier agent.
@@ -143,24 +152,25 @@ func (s *ruleset) apply(e *edit, d *policy.Delta) {
 	workload := func(name string) bool { return strings.HasPrefix(name, s.prefix) }
 	for _, ep := range d.Endpoints {
 		old, had := s.endpoints[ep.Interface]
+		ruled := s.ruled(ep.Interface)
 		s.endpoints[ep.Interface] = ep
 		if !workload(ep.Interface) {
 			hosts = true
 			continue
 		}
-		names = names || !had && !s.kept[ep.Interface]
-		sources = sources || s.granted(&ep) != nil || had && s.granted(&old) != nil
 		delete(s.kept, ep.Interface)
+		names = names || ruled != s.ruled(ep.Interface)
+		sources = sources || s.granted(&ep) != nil || had && s.granted(&old) != nil
 		s.put(e, Filter, ep.Interface, s.workload(&ep))
 	}
 	for _, name := range d.GoneEndpoints {
-		ep := s.endpoints[name]
+		ep, ruled := s.endpoints[name], s.ruled(name)
 		delete(s.endpoints, name)
 		if !workload(name) {
 			hosts = true
 			continue
 		}
-		names, sources = true, sources || s.granted(&ep) != nil
+		names, sources = names || ruled, sources || s.granted(&ep) != nil
 		s.put(e, Filter, name, nil)
 	}
 	for _, id := range d.GoneChains {
@@ -242,33 +252,40 @@ func ingressChain(iface string) string { return ifaceChain("cali-wi-", iface) }
 func egressChain(iface string) string  { return ifaceChain("cali-we-", iface) }
 func sourceChain(iface string) string  { return ifaceChain("cali-ws-", iface) }
 
-// workload makes the chains of one workload.
+// ruled reports whether a workload's interface has chains of its own.
+func (s *ruleset) ruled(iface string) bool {
+	ep, ok := s.endpoints[iface]
+	return ok && !unruled(&ep) || s.kept[iface]
+}
+
+// workload makes the chains of one workload; none where membership in a set says it all. They hold
+// no address of its own, so that they can be made before it has any: who is no member of the
+// set of sources sends nothing.
 func (s *ruleset) workload(ep *policy.Endpoint) []Chain {
+	if unruled(ep) {
+		return nil
+	}
 	who := ep.ID.String()
 	refused := []Rule{{Action: Drop(), Comment: who + ": its rules are refused"}}
 	in := Chain{Name: ingressChain(ep.Interface), Fallback: refused, Rules: s.path(&ep.Ingress, Return(), Goto(allowChain))}
 	out := Chain{Name: egressChain(ep.Interface), Fallback: refused}
-	chains := []Chain{}
 	spoofed := Rule{Action: Drop(), Comment: who + ": not its address"}
-	var sources []Rule
-	for _, n := range ep.Sources {
-		if s.family.of(n.Addr()) {
-			sources = append(sources, Rule{Match: Source(n), Action: Return()})
+	var chains []Chain
+	if s.granted(ep) == nil {
+		spoofed.Match = []string{"-m", "set", "!", "--match-set", memberSet(s.family, source), "src,src"}
+		out.Rules = append(out.Rules, spoofed)
+	} else {
+		// What many may be granted alike cannot be members: see ipset.MaxInterfaces.
+		var sources []Rule
+		for _, n := range ep.Sources {
+			if s.family.of(n.Addr()) {
+				sources = append(sources, Rule{Match: Source(n), Action: Return()})
+			}
 		}
-	}
-	switch len(sources) {
-	case 0:
-		out.Rules = append(out.Rules, spoofed)
-	case 1:
-		spoofed.Match = append([]string{"!"}, sources[0].Match...)
-		out.Rules = append(out.Rules, spoofed)
-	default:
 		chains = append(chains, Chain{Name: sourceChain(ep.Interface), Fallback: refused, Rules: append(sources, spoofed)})
 		out.Rules = append(out.Rules, Rule{Action: Jump(sourceChain(ep.Interface))})
 	}
-	if len(sources) > 0 { // else nothing comes so far
-		out.Rules = append(out.Rules, s.path(&ep.Egress, Return(), Goto(allowChain))...)
-	}
+	out.Rules = append(out.Rules, s.path(&ep.Egress, Return(), Goto(allowChain))...)
 	return append(chains, in, out)
 }
 
@@ -281,19 +298,31 @@ func (s *ruleset) keep(e *edit, iface string) {
 	})
 }
 
-// workloads makes the chains that find a workload's.
+// workloads makes the chains that find a workload's. What is open is asked first: whoever is in that set
+// has no chains, or has them no more, or not yet.
 func (s *ruleset) workloads(e *edit) {
-	names := make([]string, 0, len(s.endpoints)+len(s.kept))
+	var names []string
 	for name := range s.endpoints {
-		if strings.HasPrefix(name, s.prefix) {
+		if strings.HasPrefix(name, s.prefix) && s.ruled(name) {
 			names = append(names, name)
 		}
 	}
-	names = slices.AppendSeq(names, maps.Keys(s.kept))
+	for name, chains := range s.kept {
+		if chains {
+			names = append(names, name)
+		}
+	}
 	slices.Sort(names)
+	open := func(chains []Chain, ends string) []Chain {
+		root := &chains[0]
+		// Without the set nobody is open; those with chains need not suffer for it.
+		root.Fallback = root.Rules
+		root.Rules = append([]Rule{{Match: []string{"-m", "set", "--match-set", memberSet(s.family, opened), ends}, Action: Goto(allowChain)}}, root.Rules...)
+		return chains
+	}
 	in := dispatch(names, "-o", toWorkload, func(b string) string { return ifaceChain("cali-di-", b) }, ingressChain)
 	out := dispatch(names, "-i", fromWorkload, func(b string) string { return ifaceChain("cali-de-", b) }, egressChain)
-	s.put(e, Filter, "/workloads", append(in, out...))
+	s.put(e, Filter, "/workloads", append(open(in, "dst,dst"), open(out, "src,src")...))
 }
 
 // granted lists the sources that the route back does not tell to be the workload's.
@@ -336,9 +365,12 @@ func (s *ruleset) needs(ep *policy.Endpoint) map[Table][]string {
 		}
 	}
 	if strings.HasPrefix(ep.Interface, s.prefix) {
-		add(Filter, &ep.Ingress, forwardChain, toWorkload, ingressChain(ep.Interface))
-		add(Filter, &ep.Egress, inputChain, fromWorkload, egressChain(ep.Interface), sourceChain(ep.Interface))
+		add(Filter, &ep.Ingress, forwardChain, toWorkload)
+		add(Filter, &ep.Egress, inputChain, fromWorkload)
 		add(Raw, &policy.Path{}, ReversePathChain)
+		if !unruled(ep) {
+			add(Filter, &policy.Path{}, ingressChain(ep.Interface), egressChain(ep.Interface), sourceChain(ep.Interface))
+		}
 		return out
 	}
 	at := func(prefix string) string { return ifaceChain(prefix, ep.Interface) }
