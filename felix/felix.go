@@ -37,6 +37,9 @@ type Policy interface {
 	// Attach returns when the pod's policy is in the kernel, and until then nothing passes.
 	Attach(context.Context, model.Endpoint) error
 	Detach(model.Endpoint)
+	// SetBlocks says which blocks are this node's, whose routes Routes was given, and which
+	// addresses of them others have. It does not wait.
+	SetBlocks(own []netip.Prefix, lent []netip.Addr)
 }
 
 // Config holds what a Dataplane works with. All fields are required.
@@ -87,6 +90,7 @@ func (d *Dataplane) Set(snap *model.Snapshot) {
 	d.cfg.Routes.Guard(dataplane.Guarded(snap, d.cfg.Node))
 	d.cfg.Routes.Replace(model.OwnerBlock, dataplane.BlockRoutes(d.own))
 	d.cfg.Routes.InSync(model.OwnerBlock)
+	d.cfg.Policy.SetBlocks(d.own, dataplane.Lent(snap, d.cfg.Node))
 	var outside []netip.Addr
 	for _, ep := range d.endpoints {
 		outside = append(outside, dataplane.Outside(d.own, ep)...)

@@ -57,6 +57,8 @@ func (f fakeRules) Wait(context.Context) error { return f.err }
 // fakePolicy is who was attached and not detached.
 type fakePolicy struct {
 	have map[model.AttachmentKey]model.Endpoint
+	own  []netip.Prefix
+	lent []netip.Addr
 	err  error
 }
 
@@ -73,6 +75,9 @@ func (f *fakePolicy) Attach(_ context.Context, ep model.Endpoint) error {
 	return f.err
 }
 func (f *fakePolicy) Detach(ep model.Endpoint) { delete(f.have, ep.Key) }
+func (f *fakePolicy) SetBlocks(own []netip.Prefix, lent []netip.Addr) {
+	f.own, f.lent = own, lent
+}
 
 func noNAT(_, _ model.OutgoingNAT) {}
 
@@ -95,11 +100,17 @@ func TestLifeOfAPod(t *testing.T) {
 	}
 
 	d.Set(&model.Snapshot{
-		Nodes:  []model.Node{{Name: "a", IPv4: netip.MustParsePrefix("192.0.2.1/24")}, {Name: "b", IPv4: netip.MustParsePrefix("192.0.2.2/24")}},
-		Blocks: []model.Block{{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Node: "a"}},
+		Nodes: []model.Node{{Name: "a", IPv4: netip.MustParsePrefix("192.0.2.1/24"), Tunnels: [model.Tunnels]model.TunnelEnd{{Addr: netip.MustParseAddr("10.0.0.8")}}}, {Name: "b", IPv4: netip.MustParsePrefix("192.0.2.2/24")}},
+		Blocks: []model.Block{
+			{CIDR: netip.MustParsePrefix("10.0.0.0/26"), Node: "a", Lent: []model.Loan{{Addr: netip.MustParseAddr("10.0.0.9"), Node: "b"}}},
+			{CIDR: netip.MustParsePrefix("10.0.0.64/26"), Node: "b", Lent: []model.Loan{{Addr: netip.MustParseAddr("10.0.0.70"), Node: "a"}}},
+		},
 	})
 	if g := routes.guarded; !slices.Equal(g[0], []netip.Addr{netip.MustParseAddr("192.0.2.1")}) || !slices.Equal(g[1], []netip.Addr{netip.MustParseAddr("192.0.2.2")}) {
 		t.Errorf("guarded: %v", g)
+	}
+	if want := []netip.Addr{netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("10.0.0.8")}; len(policy.own) != 1 || !slices.Equal(policy.lent, want) {
+		t.Errorf("policy knows of the blocks %v, lent %v, want one and %v", policy.own, policy.lent, want)
 	}
 	if len(routes.have[model.OwnerBlock]) != 1 || len(outside) != 0 {
 		t.Errorf("blocks %v, outside %v", routes.have[model.OwnerBlock], outside)

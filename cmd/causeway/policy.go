@@ -26,7 +26,7 @@ func (a *agent) enforcement(known []model.Endpoint) (err error) {
 	if a.marks, err = policy.NewMarks(policy.DefaultMarkMask); err != nil {
 		return err
 	}
-	a.policy, err = enforce.New(enforce.Config{Log: a.log, Local: a.data.policies, Needs: a.data.needs, Marks: a.marks})
+	a.policy, err = enforce.New(enforce.Config{Log: a.log, Local: a.data.policies, Needs: a.data.needs, Marks: a.marks, Routed: a.routes.Wait})
 	return err
 }
 

@@ -395,6 +395,11 @@ func (a *agent) backendOf(snap *model.Snapshot) iptables.Backend {
 
 // setTunnels hears which addresses this node's tunnels have.
 func (a *agent) setTunnels(own [model.Tunnels]netip.Addr) {
+	for _, addr := range own {
+		if addr.IsValid() {
+			a.policy.Taken(addr)
+		}
+	}
 	a.overlay.SetAddrs(own)
 	if a.node == nil {
 		return // nobody writes the annotations of a manifest

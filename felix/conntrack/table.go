@@ -329,3 +329,43 @@ func (t *Table) forget(ctx context.Context, addrs map[netip.Addr]struct{}) (int,
 	}
 	return n, nil
 }
+
+// ForgetIn does for all addresses of some prefixes what Forget does for single ones, but for those that
+// keep reports, in one walk over the table. keep is called for addresses that are found, any
+// number of times.
+func (t *Table) ForgetIn(ctx context.Context, prefixes []netip.Prefix, keep func(netip.Addr) bool) (int, error) {
+	if len(prefixes) == 0 {
+		return 0, nil
+	}
+	s, err := t.open()
+	if err != nil {
+		return 0, err
+	}
+	defer s.close()
+	if held, err := s.count(ctx); err == nil && held == 0 {
+		return 0, nil
+	}
+	var found []Flow
+	each := func(f *Flow) {
+		for _, p := range places {
+			a := p.of(f)
+			if slices.ContainsFunc(prefixes, func(n netip.Prefix) bool { return n.Contains(a) }) && !keep(a) {
+				found = append(found, f.Clone())
+				return
+			}
+		}
+	}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		if !slices.ContainsFunc(prefixes, func(n netip.Prefix) bool { return n.Addr().Is4() == (family == unix.AF_INET) }) {
+			continue
+		}
+		if err := s.dump(ctx, family, nil, each); err != nil {
+			return 0, fmt.Errorf("reading connections: %w", err)
+		}
+	}
+	n, err := s.delete(ctx, found)
+	if err != nil {
+		return n, fmt.Errorf("forgetting the connections of addresses of %v: %w", prefixes, err)
+	}
+	return n, nil
+}

@@ -168,6 +168,44 @@ func TestForget(t *testing.T) {
 	}
 }
 
+// TestForgetIn deletes what names an address of a prefix, wherever, but those that are kept.
+func TestForgetIn(t *testing.T) {
+	n := &node{name: namespace(t)}
+	n.table = conntrack.NewTableIn(entering(n.name))
+	prefixes := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/26"), netip.MustParsePrefix("fd00::/122")}
+	none := func(netip.Addr) bool { return false }
+	if d, err := n.table.ForgetIn(t.Context(), prefixes, none); d != 0 || err != nil {
+		t.Error("of an empty table:", d, err)
+	}
+	err := n.table.Create([]conntrack.Flow{
+		udp("10.0.0.1:1", "10.9.0.2:53", "10.9.0.2:53", "10.0.0.1:1", 0), // each place
+		udp("10.9.0.3:1", "10.0.0.1:53", "10.9.0.1:53", "10.9.0.3:1", 0),
+		udp("10.9.0.3:2", "10.96.0.1:53", "10.0.0.1:53", "10.9.0.3:2", 0),
+		udp("10.9.0.3:3", "10.9.0.2:53", "10.9.0.2:53", "10.0.0.1:3", 0),
+		udp("10.0.0.5:1", "10.0.0.1:53", "10.0.0.1:53", "10.0.0.5:1", 0),     // one end is kept, and the other not
+		udp("10.0.0.5:1", "10.0.0.6:53", "10.0.0.6:53", "10.0.0.5:1", 0),     // both are kept
+		udp("10.0.0.5:1", "10.0.0.64:53", "10.0.0.64:53", "10.0.0.5:1", 0),   // in no prefix
+		udp("[fd00::1]:1", "[fd01::2]:53", "[fd01::2]:53", "[fd00::1]:1", 0), // of the other family
+		udp("[fd00::40]:1", "[fd01::2]:53", "[fd01::2]:53", "[fd00::40]:1", 0),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keep := func(a netip.Addr) bool {
+		return a == netip.MustParseAddr("10.0.0.5") || a == netip.MustParseAddr("10.0.0.6")
+	}
+	if d, err := n.table.ForgetIn(t.Context(), prefixes, keep); d != 6 || err != nil {
+		t.Errorf("%d forgotten, want 6; %v", d, err)
+	}
+	want := []string{"protocol 17 10.0.0.5:1 > 10.0.0.64:53", "protocol 17 10.0.0.5:1 > 10.0.0.6:53", "protocol 17 [fd00::40]:1 > [fd01::2]:53"}
+	if got := sortedKeys(n.flows(t)); !slices.Equal(got, want) {
+		t.Errorf("left: %q", got)
+	}
+	if d, err := n.table.ForgetIn(t.Context(), prefixes[1:], none); d != 0 || err != nil {
+		t.Error("again:", d, err)
+	}
+}
+
 // TestInheritsNothing gives a pod's address to another one while the peer goes on sending.
 func TestInheritsNothing(t *testing.T) {
 	n := newNode(t)

@@ -46,6 +46,29 @@ func OwnBlocks(snap *model.Snapshot, node string) []netip.Prefix {
 	return own
 }
 
+// Lent lists the addresses of the node's blocks that others have: pods of other nodes, and
+// tunnels, its own among them.
+func Lent(snap *model.Snapshot, node string) []netip.Addr {
+	var lent []netip.Addr
+	for _, b := range snap.Blocks {
+		if b.Node != node {
+			continue
+		}
+		for _, l := range b.Lent {
+			lent = append(lent, l.Addr)
+		}
+	}
+	own := OwnBlocks(snap, node)
+	for _, n := range snap.Nodes {
+		for _, t := range n.Tunnels {
+			if slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Contains(t.Addr) }) {
+				lent = append(lent, t.Addr)
+			}
+		}
+	}
+	return lent
+}
+
 // BlockRoutes are the blackholes of the blocks that this node owns: the block is
 // advertised as a whole, so what it holds no pod for must die here and not loop back to
 // the router that sent it. A block of a single address needs none.

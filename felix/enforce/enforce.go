@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -50,6 +49,8 @@ type Flows interface {
 	Route(netip.Addr) string
 	// Forget deletes the connections of addresses.
 	Forget(ctx context.Context, addrs ...netip.Addr) (int, error)
+	// ForgetIn deletes those of all addresses of some prefixes but those that are kept.
+	ForgetIn(ctx context.Context, prefixes []netip.Prefix, keep func(netip.Addr) bool) (int, error)
 }
 
 // Config says what an Enforcer works with.
@@ -63,6 +64,9 @@ type Config struct {
 	Needs func(pods bool, service func(model.ServiceID) bool) (known bool)
 	Flows Flows        // optional: the connections of this network namespace
 	Marks policy.Marks // required: the backend's
+	// Routed returns when the kernel has the routes of blocks that SetBlocks told, so that nothing leads
+	// to their addresses which pods do not have. Optional: it has them before.
+	Routed func(ctx context.Context, blocks ...netip.Prefix) error
 	// Patience is how long Attach waits for what was not read yet, which may be long with an API
 	// server away. Then the pod starts with nothing passing. Default 3 s.
 	Patience time.Duration
@@ -75,7 +79,8 @@ type Enforcer struct {
 	judge  *conntrack.Judge
 	cutter *conntrack.Cutter
 	start  chan struct{} // closed by Use
-	wake   chan struct{} // capacity 1: standing or leaving has something
+	wake   chan struct{} // capacity 1: standing has something
+	dirty  chan struct{} // capacity 1: so has clearance
 
 	mu       sync.Mutex // guards what follows
 	engine   *policy.Engine
@@ -90,12 +95,10 @@ type Enforcer struct {
 	given    uint64          // and the backend
 	news     chan struct{}   // closed when one of them grows, and replaced
 	standing []*policy.Delta // handed to the backend, not to the judge yet
-	leaving  []netip.Addr    // whose connections are to be forgotten
-	// cleared are addresses that have no connections of who had them before.
-	cleared map[netip.Addr]struct{}
-	began   time.Time // of the last Publish
-	since   time.Time // that of the first change in standing
-	changes Changes
+	addrs    *clearance
+	began    time.Time // of the last Publish
+	since    time.Time // that of the first change in standing
+	changes  Changes
 
 	forgetting sync.Mutex // held while connections are forgotten; taken before mu
 }
@@ -116,7 +119,7 @@ func New(cfg Config) (*Enforcer, error) {
 	}
 	e := &Enforcer{
 		cfg: cfg, judge: conntrack.NewJudge(cfg.Flows.Route), engine: policy.New(cfg.Engine),
-		start: make(chan struct{}), wake: make(chan struct{}, 1), news: make(chan struct{}), cleared: map[netip.Addr]struct{}{},
+		start: make(chan struct{}), wake: make(chan struct{}, 1), dirty: make(chan struct{}, 1), news: make(chan struct{}), addrs: newClearance(),
 	}
 	var err error
 	e.cutter, err = conntrack.New(conntrack.Config{Log: cfg.Log, Bit: cfg.Marks.Forbidden, Verdict: e.judge.Verdict, Kernel: cfg.Flows})
@@ -200,9 +203,11 @@ func (e *Enforcer) tell() {
 	e.news = make(chan struct{})
 }
 
-func (e *Enforcer) poke() {
+func (e *Enforcer) poke() { signal(e.wake) }
+
+func signal(c chan struct{}) {
 	select {
-	case e.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -211,7 +216,10 @@ func (e *Enforcer) poke() {
 func (e *Enforcer) Restore(eps ...model.Endpoint) {
 	for _, ep := range eps {
 		e.cfg.Local.Attach(ep)
-		e.clear(ep.Addresses) // what is there is its own
+		e.mu.Lock()
+		e.addrs.attach(ep.Key, ep.Addresses)
+		e.addrs.clear(ep.Addresses) // what is there is its own
+		e.mu.Unlock()
 	}
 }
 
@@ -222,7 +230,7 @@ func (e *Enforcer) Attach(ctx context.Context, ep model.Endpoint) error {
 	seq := e.cfg.Local.Attach(ep)
 	// No route leads to the addresses yet. What was established with who had them before would pass
 	// whatever the new one's rules say.
-	if err := e.forget(ctx, ep.Addresses); err != nil {
+	if err := e.forget(ctx, ep); err != nil {
 		return fmt.Errorf("policy of %s: %w", ep.HostInterface, err)
 	}
 	patience := time.NewTimer(e.cfg.Patience)
@@ -249,62 +257,14 @@ func (e *Enforcer) Attach(ctx context.Context, ep model.Endpoint) error {
 	}
 }
 
-// forget deletes the connections of addresses that no running pod has, unless they are cleared.
-func (e *Enforcer) forget(ctx context.Context, addrs []netip.Addr) error {
-	e.forgetting.Lock()
-	defer e.forgetting.Unlock()
-	e.mu.Lock()
-	e.leaving = slices.DeleteFunc(e.leaving, func(a netip.Addr) bool { return slices.Contains(addrs, a) })
-	due := slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { _, done := e.cleared[a]; return done })
-	e.mu.Unlock()
-	if len(due) == 0 {
-		return nil
-	}
-	if _, err := e.cfg.Flows.Forget(ctx, due...); err != nil {
-		return fmt.Errorf("forgetting connections of %v: %w", due, err)
-	}
-	e.clear(due)
-	return nil
-}
-
-// sweep forgets the connections of who is gone. An address that was handed on is not among
-// them: Attach took it out.
-func (e *Enforcer) sweep(ctx context.Context) {
-	e.forgetting.Lock()
-	defer e.forgetting.Unlock()
-	e.mu.Lock()
-	leaving := e.leaving
-	e.leaving = nil
-	e.mu.Unlock()
-	if len(leaving) == 0 {
-		return
-	}
-	if _, err := e.cfg.Flows.Forget(ctx, leaving...); err == nil {
-		e.clear(leaving)
-	} else if ctx.Err() == nil {
-		e.cfg.Log.Warn("connections of pods that are gone stay in the kernel until their addresses are handed on", "addresses", leaving, "error", err)
-	}
-}
-
-func (e *Enforcer) clear(addrs []netip.Addr) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, a := range addrs {
-		e.cleared[a] = struct{}{}
-	}
-}
-
 // Detach takes the pod's rules away, and the connections of its addresses: whoever gets them next
 // has nothing to do with those. It does not wait.
 func (e *Enforcer) Detach(ep model.Endpoint) {
 	e.cfg.Local.Detach(ep.Key)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, a := range ep.Addresses {
-		delete(e.cleared, a)
-	}
-	e.leaving = append(e.leaving, ep.Addresses...)
-	e.poke()
+	e.addrs.detach(ep.Key, ep.Addresses)
+	signal(e.dirty)
 }
 
 // retryRetire is when what another backend left is tried to be taken away again.
@@ -320,7 +280,8 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	e.mu.Lock()
 	backend, retire := e.backend, e.retire
 	e.mu.Unlock()
-	return task.Run(ctx, e.cfg.Log, task.Func("rules", backend.Run), e.cutter, task.Func("flows", func(ctx context.Context) error { return e.follow(ctx, backend, retire) }))
+	follow := func(ctx context.Context) error { return e.follow(ctx, backend, retire) }
+	return task.Run(ctx, e.cfg.Log, task.Func("rules", backend.Run), e.cutter, task.Func("flows", follow), task.Func("addresses", e.clean))
 }
 
 // follow tells the judge what stands in the kernel, and whose connections it changes.
@@ -359,7 +320,6 @@ func (e *Enforcer) follow(ctx context.Context, backend Backend, retire func(cont
 				time.AfterFunc(retryRetire, e.poke)
 			}
 		}
-		e.sweep(ctx)
 	}
 }
 
