@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,19 +47,76 @@ func BenchmarkMember(b *testing.B) {
 	sets := filled()
 	rec.Replace(sets...)
 	wait(b, rec)
+	var took []time.Duration
+	one := func(b *testing.B, i int) {
+		at := time.Now()
+		m := []ipset.Member{address(11, i/2)}
+		if i%2 == 0 {
+			rec.Update(sets[0].Name, m, nil)
+		} else {
+			rec.Update(sets[0].Name, nil, m)
+		}
+		wait(b, rec, sets[0].Name)
+		took = append(took, time.Since(at))
+	}
 	b.Run("netlink", func(b *testing.B) {
-		var took []time.Duration
+		took = nil
+		for i := 0; b.Loop(); i++ {
+			one(b, i)
+		}
+		quantiles(b, took)
+	})
+	// As a quiet machine has it: everything sleeps before each change.
+	b.Run("quiet", func(b *testing.B) {
+		took = nil
+		pause := time.NewTicker(5 * time.Millisecond)
+		defer pause.Stop()
+		for i := 0; b.Loop(); i++ {
+			<-pause.C
+			one(b, i)
+		}
+		quantiles(b, took)
+	})
+	// While all members of all sets are read again without a pause.
+	b.Run("resync", func(b *testing.B) {
+		took = nil
+		for i := 0; b.Loop(); i++ {
+			rec.PokeResync()
+			one(b, i)
+		}
+		quantiles(b, took)
+	})
+	// While another owner makes 500 more sets, and gives them up.
+	b.Run("install", func(b *testing.B) {
+		took = nil
+		more := slices.Clone(sets[500:])
+		var names []string
+		for i := range more {
+			more[i].Name = "cali40n" + more[i].Name[7:]
+			names = append(names, more[i].Name)
+		}
+		done := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for {
+				rec.Replace(more...)
+				rec.Wait(b.Context(), names...)
+				rec.Delete(names...)
+				select {
+				case <-done:
+					return
+				default:
+				}
+			}
+		})
 		for i := 0; b.Loop(); i++ {
 			at := time.Now()
-			m := []ipset.Member{address(11, i/2)}
-			if i%2 == 0 {
-				rec.Update(sets[0].Name, m, nil)
-			} else {
-				rec.Update(sets[0].Name, nil, m)
-			}
+			rec.Update(sets[0].Name, []ipset.Member{address(11, i)}, nil)
 			wait(b, rec, sets[0].Name)
 			took = append(took, time.Since(at))
 		}
+		close(done)
+		wg.Wait()
 		quantiles(b, took)
 	})
 	b.Run("program", func(b *testing.B) {

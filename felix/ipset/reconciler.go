@@ -23,13 +23,16 @@ type Reconciler struct {
 	loop   *reconcile.Loop
 
 	mu       sync.Mutex
-	pending  []change
-	declared map[string]bool // sets that are wanted
-	unsynced map[string]bool // owners that have not called InSync
-	wanted   uint64          // counts changes
-	done     uint64          // the value of wanted that the last round took in
-	round    chan struct{}   // closed when a round ends, and replaced
-	err      error           // of the last round as a whole
+	pending  []change         // in the order of their numbers
+	passed   int              // how many of pending were let wait by meanwhile
+	behind   map[string]bool  // the sets of those
+	marks    map[string]*mark // by set; gone with Delete
+	declared int              // how many sets are wanted
+	unsynced map[string]bool  // owners that have not called InSync
+	wanted   uint64           // the number of the last change
+	done     uint64           // all up to this one are in the kernel, or failed
+	news     chan struct{}    // closed when sets are done, and replaced
+	err      error            // of the last round as a whole
 	errs     map[string]error
 	status   Status
 
@@ -41,13 +44,21 @@ type Reconciler struct {
 	every   time.Duration     // how often to look at them
 	synced  bool              // all owners are in sync
 	members int               // wanted, of all sets
+	again   bool              // a set was left half done that no work under way will come to
 	healed  uint64
 	written uint64
 }
 
-// change is one call of Replace, Update or Delete.
+// mark says how far the changes of one set have come.
+type mark struct {
+	declared     bool
+	wanted, done uint64 // numbers of changes
+}
+
+// change is one call of Replace, Update, Delete or InSync.
 type change struct {
-	name        string
+	number      uint64
+	name        string // nothing: InSync
 	kind        kind
 	whole       bool // add is all that is wanted; otherwise only members change
 	gone        bool
@@ -63,7 +74,8 @@ func New(cfg Config) (*Reconciler, error) {
 	}
 	r := &Reconciler{
 		cfg: cfg, kernel: cfg.Kernel, log: cfg.Log.With("reconciler", "ipset"), every: cfg.Glance,
-		declared: map[string]bool{}, unsynced: map[string]bool{}, round: make(chan struct{}),
+		marks: map[string]*mark{}, behind: map[string]bool{}, unsynced: map[string]bool{}, news: make(chan struct{}),
+		errs: map[string]error{},
 		sets: map[string]*set{}, dirty: map[*set]struct{}{},
 	}
 	for _, o := range cfg.Owners {
@@ -85,18 +97,35 @@ func (r *Reconciler) Replace(sets ...Set) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, c := range changes {
-		r.declared[c.name] = true
+	for i := range changes {
+		m := r.mark(changes[i].name)
+		if !m.declared {
+			m.declared = true
+			r.declared++
+		}
+		r.change(&changes[i])
 	}
-	r.change(changes...)
+}
+
+// mark is called with mu held.
+func (r *Reconciler) mark(name string) *mark {
+	m := r.marks[name]
+	if m == nil {
+		m = &mark{}
+		r.marks[name] = m
+	}
+	return m
 }
 
 // Update changes members of a set that was declared by Replace. A member in both lists is
-// there afterwards. To add what is there, or to remove what is not, changes nothing.
+// there afterwards. To add what is there, or to remove what is not, changes nothing. A small
+// change that only adds does not wait for those of other sets that were asked for before;
+// one that removes comes after all that they add.
 func (r *Reconciler) Update(name string, add, remove []Member) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.change(change{name: name, add: slices.Clone(add), remove: slices.Clone(remove)})
+	r.mark(name)
+	r.change(&change{name: name, add: slices.Clone(add), remove: slices.Clone(remove)})
 }
 
 // Delete gives sets up. Each goes when no rule refers to it any more, and keeps its members
@@ -105,8 +134,11 @@ func (r *Reconciler) Delete(names ...string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, n := range names {
-		delete(r.declared, n)
-		r.change(change{name: n, gone: true})
+		if m := r.marks[n]; m != nil && m.declared {
+			r.declared--
+		}
+		delete(r.marks, n)
+		r.change(&change{name: n, gone: true})
 	}
 }
 
@@ -122,30 +154,41 @@ func (r *Reconciler) InSync(owner string) {
 		return
 	}
 	delete(r.unsynced, owner)
-	r.change()
+	r.change(&change{})
 }
 
 // change is called with mu held.
-func (r *Reconciler) change(c ...change) {
-	r.pending = append(r.pending, c...)
+func (r *Reconciler) change(c *change) {
 	r.wanted++
+	c.number = r.wanted
+	if m := r.marks[c.name]; m != nil {
+		m.wanted = c.number
+	}
+	r.pending = append(r.pending, *c)
 	r.loop.Poke()
 }
 
 // Wait blocks until what was declared before the call is in the kernel, and returns why the
-// named sets are not as wanted, if so; they are retried nevertheless. Without names it means
-// all sets. Deleted ones are not waited for. Only Run makes it come true.
+// named sets are not as wanted, if so; they are retried nevertheless. Changes of other sets
+// are not waited for. Without names it means all sets. Deleted ones are not waited for. Only
+// Run makes it come true.
 func (r *Reconciler) Wait(ctx context.Context, names ...string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for want := r.wanted; r.done < want; {
-		round := r.round
+	want, wants := r.wanted, make([]uint64, len(names))
+	for i, n := range names {
+		if m := r.marks[n]; m != nil {
+			wants[i] = m.wanted
+		}
+	}
+	for !r.reached(want, names, wants) {
+		news := r.news
 		r.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			r.mu.Lock()
 			return fmt.Errorf("ipset: %w", ctx.Err())
-		case <-round:
+		case <-news:
 		}
 		r.mu.Lock()
 	}
@@ -160,11 +203,25 @@ func (r *Reconciler) Wait(ctx context.Context, names ...string) error {
 		switch err := r.errs[n]; {
 		case err != nil:
 			errs = append(errs, err)
-		case !r.declared[n]:
+		case r.marks[n] == nil || !r.marks[n].declared:
 			errs = append(errs, fmt.Errorf("ipset %s: it was never declared", n))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// reached reports whether all changes up to number want are done, or at least, of each named
+// set, those up to its number in wants. It is called with mu held.
+func (r *Reconciler) reached(want uint64, names []string, wants []uint64) bool {
+	if r.done >= want {
+		return true
+	}
+	for i, n := range names {
+		if m := r.marks[n]; m != nil && m.done < wants[i] {
+			return false
+		}
+	}
+	return len(names) > 0
 }
 
 // Status is what a Reconciler says about itself.
@@ -212,23 +269,13 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	return r.loop.Run(ctx)
 }
 
-// apply is one round of the loop.
+// apply is one round of the loop: what was asked for first, and then a look at what others
+// did.
 func (r *Reconciler) apply(ctx context.Context, resync bool) error {
-	r.mu.Lock()
-	wanted, pending := r.wanted, r.pending
-	r.pending = nil
-	if synced := len(r.unsynced) == 0; synced && !r.synced {
-		r.synced, r.looked = true, time.Time{} // what nobody wants goes now
-	}
-	r.mu.Unlock()
-
 	now := time.Now()
-	for i := range pending {
-		r.absorb(&pending[i])
-	}
-	whole := r.look(ctx, now, resync)
+	whole := r.changes(ctx, now, &resync)
 	if whole == nil {
-		whole = r.bring(ctx, now)
+		whole = r.heal(ctx, now, resync)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -239,6 +286,55 @@ func (r *Reconciler) apply(ctx context.Context, resync bool) error {
 			whole = nil // nobody needs it
 		}
 	}
+	if r.again {
+		r.loop.Poke()
+	}
+	return r.finish(whole)
+}
+
+// changes brings what was asked for.
+func (r *Reconciler) changes(ctx context.Context, now time.Time, resync *bool) error {
+	if r.known {
+		if err := r.meanwhile(ctx, now, false); err != nil {
+			return err
+		}
+	}
+	r.takeAll()
+	if !r.known {
+		*resync = false // this is one
+		if err := r.look(ctx, now, true); err != nil {
+			return err
+		}
+	}
+	return r.bring(ctx, now, true)
+}
+
+// heal looks at what stands in the kernel when it is time to, and puts right what is not as
+// it should be.
+func (r *Reconciler) heal(ctx context.Context, now time.Time, resync bool) error {
+	if err := r.look(ctx, now, resync); err != nil {
+		return err
+	}
+	return r.bring(ctx, now, false)
+}
+
+// takeAll takes all changes into the desired state.
+func (r *Reconciler) takeAll() {
+	r.mu.Lock()
+	pending := r.pending
+	r.pending, r.passed = nil, 0
+	clear(r.behind)
+	if synced := len(r.unsynced) == 0; synced && !r.synced {
+		r.synced, r.looked = true, time.Time{} // what nobody wants goes now
+	}
+	r.mu.Unlock()
+	for i := range pending {
+		r.absorb(&pending[i])
+	}
+}
+
+// finish ends a round: whatever it took in is done or failed.
+func (r *Reconciler) finish(whole error) error {
 	errs := map[string]error{}
 	for s := range r.dirty {
 		if s.err != nil {
@@ -253,18 +349,49 @@ func (r *Reconciler) apply(ctx context.Context, resync bool) error {
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.done, r.err, r.errs = wanted, whole, errs
-	r.status = Status{
-		Sets: len(r.declared), Members: r.members, Leaving: max(0, len(r.sets)-len(r.declared)),
-		Healed: r.healed, Written: r.written, Err: err,
+	r.done = r.wanted
+	if len(r.pending) > 0 {
+		r.done = r.pending[0].number - 1
 	}
-	close(r.round)
-	r.round = make(chan struct{})
+	r.err, r.errs, r.status.Err = whole, errs, err
+	r.tell()
 	return err
+}
+
+// tell wakes those who wait. It is called with mu held.
+func (r *Reconciler) tell() {
+	r.status.Sets, r.status.Members, r.status.Leaving = r.declared, r.members, max(0, len(r.sets)-r.declared)
+	r.status.Healed, r.status.Written = r.healed, r.written
+	close(r.news)
+	r.news = make(chan struct{})
+}
+
+// settle says of sets that they are as wanted, or why not.
+func (r *Reconciler) settle(sets []*set) {
+	if len(sets) == 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range sets {
+		if m := r.marks[s.name]; m != nil {
+			m.done = max(m.done, s.absorbed)
+		}
+		if s.err != nil {
+			r.errs[s.name] = s.err
+		} else {
+			delete(r.errs, s.name)
+		}
+	}
+	r.err = nil // the kernel was reached
+	r.tell()
 }
 
 // absorb takes one change into the desired state.
 func (r *Reconciler) absorb(c *change) {
+	if c.name == "" {
+		return
+	}
 	s := r.sets[c.name]
 	if s == nil {
 		if c.gone {
@@ -275,6 +402,7 @@ func (r *Reconciler) absorb(c *change) {
 		r.sets[c.name] = s
 	}
 	r.dirty[s] = struct{}{}
+	s.absorbed = c.number
 	before := s.wants
 	switch {
 	case c.gone:

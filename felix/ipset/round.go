@@ -17,12 +17,15 @@ const (
 	maxRetry = 30 * time.Second
 	// maxGlance bounds the time between two looks at the headers.
 	maxGlance = 10 * time.Second
+	// A piece of a long work is a few hundred microseconds long: a change in a hurry waits for
+	// no more.
+	pieceMembers = 1024
+	pieceSteps   = 32
 )
 
 // look reads what stands in the kernel, as far as it is time to: everything at a resync and
 // after trouble, headers every now and then.
 func (r *Reconciler) look(ctx context.Context, now time.Time, resync bool) error {
-	resync = resync || !r.known
 	if !resync && now.Sub(r.looked) < r.every {
 		return nil
 	}
@@ -73,8 +76,11 @@ func (r *Reconciler) meet(s *set, h *Header, resync bool) {
 		// Its members are of no interest. A rule may have let go of it.
 		s.read = false
 		r.dirty[s] = struct{}{}
-	case resync, old == nil, old.Type != h.Type, old.Family != h.Family, old.Odd != h.Odd, h.Elements != s.haves:
+	case old == nil, old.Type != h.Type, old.Family != h.Family, old.Odd != h.Odd, h.Elements != s.haves:
 		s.read = false
+		r.dirty[s] = struct{}{}
+	case resync:
+		s.stale = true
 		r.dirty[s] = struct{}{}
 	}
 	if resync {
@@ -82,8 +88,9 @@ func (r *Reconciler) meet(s *set, h *Header, resync bool) {
 	}
 }
 
-// bring makes the dirty sets what they should be. Its error is about the way to the kernel.
-func (r *Reconciler) bring(ctx context.Context, now time.Time) error {
+// bring makes the dirty sets what they should be; asked says whether somebody asked for that.
+// Its error is about the way to the kernel.
+func (r *Reconciler) bring(ctx context.Context, now time.Time, asked bool) error {
 	var work []*set
 	for s := range r.dirty {
 		s.fresh = false
@@ -92,21 +99,32 @@ func (r *Reconciler) bring(ctx context.Context, now time.Time) error {
 			work = append(work, s)
 		}
 	}
+	r.again = false
 	slices.SortFunc(work, func(a, b *set) int { return strings.Compare(a.name, b.name) })
 	for n := 0; len(work) > 0; n++ {
 		if n == attempts { // a mistake here must not spin
 			for _, s := range work {
 				r.fail(s, now, errors.New("several attempts did not bring it to the desired state"))
 			}
+			r.settle(work)
 			break
 		}
-		if err := r.readMembers(ctx, work); err != nil {
+		if err := r.readMembers(ctx, work, now, asked); err != nil {
 			return err
 		}
-		if err := r.write(ctx, work, now); err != nil {
+		if err := r.write(ctx, work, now, asked); err != nil {
 			return err
 		}
-		work = slices.DeleteFunc(work, func(s *set) bool { return r.settled(s, now) })
+		var done, left []*set
+		for _, s := range work {
+			if r.settled(s, now) {
+				done = append(done, s)
+			} else {
+				left = append(left, s)
+			}
+		}
+		r.settle(done)
+		work = left
 	}
 	return nil
 }
@@ -138,7 +156,9 @@ func (r *Reconciler) settled(s *set, now time.Time) bool {
 		return true
 	}
 	s.failures = 0
-	delete(r.dirty, s)
+	if !s.stale {
+		delete(r.dirty, s)
+	}
 	return true
 }
 
@@ -150,13 +170,16 @@ func (r *Reconciler) fail(s *set, now time.Time, err error) {
 }
 
 // readMembers reads the sets whose members are not known.
-func (r *Reconciler) readMembers(ctx context.Context, work []*set) error {
+func (r *Reconciler) readMembers(ctx context.Context, work []*set, now time.Time, asked bool) error {
 	for _, s := range work {
-		if s.read || !s.wanted() {
+		if s.read && !s.stale || !s.wanted() {
 			continue
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if err := r.meanwhile(ctx, now, asked); err != nil {
+			return err
 		}
 		before := s.wants
 		in := reading{s: s}
@@ -183,8 +206,28 @@ type step struct {
 	done    func(error)
 }
 
-// run applies steps; only sets whose steps are among them change.
-func (r *Reconciler) run(ctx context.Context, steps []step) error {
+// run applies steps one piece after the other, and between them what is in a hurry.
+func (r *Reconciler) run(ctx context.Context, steps []step, now time.Time, asked bool) error {
+	for len(steps) > 0 {
+		n, members := 0, 0
+		for n < len(steps) && n < pieceSteps && members < pieceMembers {
+			members += len(steps[n].command.Members)
+			n++
+		}
+		if err := r.send(ctx, steps[:n]); err != nil {
+			return err
+		}
+		if steps = steps[n:]; len(steps) > 0 {
+			if err := r.meanwhile(ctx, now, asked); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// send applies steps; only sets whose steps are among them change.
+func (r *Reconciler) send(ctx context.Context, steps []step) error {
 	if len(steps) == 0 {
 		return nil
 	}
@@ -212,10 +255,16 @@ func (r *Reconciler) run(ctx context.Context, steps []step) error {
 
 // write makes one attempt at all sets: whatever is added first, then what is taken away,
 // then the sets that go. Only interfaces whose prefix has no room for others go before those.
-func (r *Reconciler) write(ctx context.Context, work []*set, now time.Time) error {
+func (r *Reconciler) write(ctx context.Context, work []*set, now time.Time, asked bool) error {
 	var room, grow, shrink, leave []step
 	var broken []*set
+	defer func() {
+		for _, s := range work {
+			s.busy = false
+		}
+	}()
 	for _, s := range work {
+		s.busy = true
 		switch {
 		case s.err != nil || s.invalid != nil:
 		case !s.wanted():
@@ -230,25 +279,22 @@ func (r *Reconciler) write(ctx context.Context, work []*set, now time.Time) erro
 				broken = append(broken, s)
 				continue
 			}
+			s.busy = len(add)+len(del) > 0
 			first, del := s.crowding(add, del)
 			if len(first) > 0 {
-				room = append(room, r.del(s, first, now))
+				room = append(room, r.del(s, first, now)...)
 			}
-			if len(add) > 0 {
-				grow = append(grow, r.add(s, add, now))
-			}
-			if len(del) > 0 {
-				shrink = append(shrink, r.del(s, del, now))
-			}
+			grow = append(grow, r.add(s, add, now)...)
+			shrink = append(shrink, r.del(s, del, now)...)
 		}
 	}
 	for _, steps := range [][]step{room, grow, shrink, leave} {
-		if err := r.run(ctx, steps); err != nil {
+		if err := r.run(ctx, steps, now, asked); err != nil {
 			return err
 		}
 	}
 	for _, s := range broken {
-		if err := r.rebuild(ctx, s, now); err != nil {
+		if err := r.rebuild(ctx, s, now, asked); err != nil {
 			return err
 		}
 	}
@@ -264,7 +310,7 @@ func (r *Reconciler) create(s *set, now time.Time) []step {
 		func(err error) {
 			switch {
 			case err == nil:
-				s.header, s.read, s.seen = &h, true, true
+				s.header, s.read, s.stale, s.seen = &h, true, false, true
 				s.adopt, s.spurned = nil, nil // nothing stood there
 			case errors.Is(err, ErrExist):
 				s.read = false
@@ -273,34 +319,34 @@ func (r *Reconciler) create(s *set, now time.Time) []step {
 			}
 		},
 	}}
-	if len(keys) > 0 {
-		steps = append(steps, r.add(s, keys, now))
-	}
-	return steps
+	return append(steps, r.add(s, keys, now)...)
 }
 
-func (r *Reconciler) add(s *set, keys []key, now time.Time) step {
-	return step{Command{Verb: Add, Name: s.name, Family: s.kind.family, Type: s.kind.typ, Members: s.texts(keys)}, func(err error) {
-		if err == nil {
-			for _, k := range keys {
-				s.put(k, have, 0)
+func (r *Reconciler) add(s *set, keys []key, now time.Time) []step {
+	return r.inPieces(s, Add, keys, now, have, 0)
+}
+
+func (r *Reconciler) del(s *set, keys []key, now time.Time) []step {
+	return r.inPieces(s, Del, keys, now, 0, have)
+}
+
+// inPieces makes the steps of one verb, and notes of those members that the kernel took what
+// is known then.
+func (r *Reconciler) inPieces(s *set, verb Verb, keys []key, now time.Time, put, clear uint8) []step {
+	var out []step
+	for keys := range slices.Chunk(keys, pieceMembers) {
+		c := Command{Verb: verb, Name: s.name, Family: s.kind.family, Type: s.kind.typ, Members: s.texts(keys)}
+		out = append(out, step{c, func(err error) {
+			if err != nil {
+				r.misfit(s, keys, now, err)
+				return
 			}
-			return
-		}
-		r.misfit(s, keys, now, err)
-	}}
-}
-
-func (r *Reconciler) del(s *set, keys []key, now time.Time) step {
-	return step{Command{Verb: Del, Name: s.name, Family: s.kind.family, Type: s.kind.typ, Members: s.texts(keys)}, func(err error) {
-		if err != nil {
-			r.misfit(s, keys, now, err)
-			return
-		}
-		for _, k := range keys {
-			s.put(k, 0, have)
-		}
-	}}
+			for _, k := range keys {
+				s.put(k, put, clear)
+			}
+		}})
+	}
+	return out
 }
 
 // misfit notes that a set did not take its change: it is read again, and when that shows it
@@ -336,10 +382,10 @@ func (r *Reconciler) destroy(s *set, now time.Time) step {
 
 // rebuild makes a set that cannot be mended in place: beside the old one, with all its
 // members, and swapped in. One of another type cannot be swapped; it goes first, if it can.
-func (r *Reconciler) rebuild(ctx context.Context, s *set, now time.Time) error {
+func (r *Reconciler) rebuild(ctx context.Context, s *set, now time.Time, asked bool) error {
 	if s.header.Type != s.kind.typ || s.header.Family != s.kind.family {
 		was := *s.header
-		return r.run(ctx, []step{{Command{Verb: Destroy, Name: s.name}, func(err error) {
+		return r.send(ctx, []step{{Command{Verb: Destroy, Name: s.name}, func(err error) {
 			switch {
 			case err == nil || errors.Is(err, ErrNotExist):
 				s.lost()
@@ -357,6 +403,7 @@ func (r *Reconciler) rebuild(ctx context.Context, s *set, now time.Time) error {
 	}
 	h := Header{Name: s.name, Type: s.kind.typ, Family: s.kind.family, MaxElem: limit(least, len(keys))}
 	var failed error
+	var blame []key // the piece with the member that was refused
 	note := func(err error) {
 		if failed == nil {
 			failed = err
@@ -366,18 +413,24 @@ func (r *Reconciler) rebuild(ctx context.Context, s *set, now time.Time) error {
 		{Command{Verb: Destroy, Name: temp}, func(error) {}},
 		{Command{Verb: Create, Name: temp, Type: h.Type, Family: h.Family, MaxElem: h.MaxElem, Size: len(keys)}, note},
 	}
-	if len(keys) > 0 {
-		steps = append(steps, step{Command{Verb: Add, Name: temp, Family: h.Family, Type: h.Type, Members: s.texts(keys)}, note})
+	for keys := range slices.Chunk(keys, pieceMembers) {
+		steps = append(steps, step{Command{Verb: Add, Name: temp, Family: h.Family, Type: h.Type, Members: s.texts(keys)}, func(err error) {
+			var no *MemberError
+			if failed == nil && errors.As(err, &no) {
+				blame = keys
+			}
+			note(err)
+		}})
 	}
-	if err := r.run(ctx, steps); err != nil {
+	if err := r.run(ctx, steps, now, asked); err != nil {
 		return err
 	}
 	if failed == nil {
 		swap := step{Command{Verb: Swap, Name: temp, With: s.name}, note}
-		if err := r.run(ctx, []step{swap, {Command{Verb: Destroy, Name: temp}, func(error) {}}}); err != nil {
+		if err := r.send(ctx, []step{swap, {Command{Verb: Destroy, Name: temp}, func(error) {}}}); err != nil {
 			return err
 		}
-	} else if err := r.run(ctx, []step{{Command{Verb: Destroy, Name: temp}, func(error) {}}}); err != nil {
+	} else if err := r.send(ctx, []step{{Command{Verb: Destroy, Name: temp}, func(error) {}}}); err != nil {
 		return err
 	}
 	var no *MemberError
@@ -386,7 +439,7 @@ func (r *Reconciler) rebuild(ctx context.Context, s *set, now time.Time) error {
 		if s.header.Odd {
 			r.healed++
 		}
-		s.header, s.full, s.read = &h, false, true
+		s.header, s.full, s.read, s.stale = &h, false, true, false
 		s.clearAll(have)
 		for _, k := range keys {
 			s.put(k, have, 0)
@@ -397,7 +450,7 @@ func (r *Reconciler) rebuild(ctx context.Context, s *set, now time.Time) error {
 		s.header.MaxElem = h.MaxElem
 	case errors.As(failed, &no):
 		s.fresh = true // nobody else writes to the new one
-		r.misfit(s, keys, now, failed)
+		r.misfit(s, blame, now, failed)
 	case errors.Is(failed, ErrNotExist) || errors.Is(failed, ErrMismatch):
 		s.read = false // the old one is another one now
 	default:

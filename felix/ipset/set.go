@@ -36,6 +36,7 @@ type set struct {
 
 	header *Header // as it stands in the kernel; nil: it does not
 	read   bool    // have is what the kernel holds; otherwise it must be read
+	stale  bool    // have was what the kernel held, and must be read again when there is time
 	seen   bool    // it was read before, so that what differs now is somebody's doing
 	// released: an owner gave it up, or it is a leftover: it may go before all are in sync.
 	released bool
@@ -47,6 +48,8 @@ type set struct {
 	waiting  map[key]struct{}  // declared members of prefixes with too many interfaces
 	adopt    func(Member) bool // not nil: what stands there has still to be adopted
 	spurned  map[key]struct{}  // members that must not be adopted
+	absorbed uint64            // the number of the last change taken in
+	busy     bool              // commands that change it are being written
 	err      error             // why it is not as wanted
 	failures int               // in a row
 	retry    time.Time         // when to try again after a failure
@@ -137,7 +140,7 @@ func (s *set) declare(m Member, wanted bool) {
 
 // lost notes that the set does not stand in the kernel.
 func (s *set) lost() {
-	s.header, s.read = nil, true
+	s.header, s.read, s.stale = nil, true, false
 	s.clearAll(have)
 }
 
@@ -196,7 +199,7 @@ func (r *reading) end() (drift int) {
 		}
 	}
 	r.header.Odd = r.header.Odd || r.odd
-	s.header, s.read, s.fresh = &r.header, true, true
+	s.header, s.read, s.fresh, s.stale = &r.header, true, true, false
 	if s.seen {
 		drift = (r.before - r.still) + (r.listed - r.still)
 	}
