@@ -87,7 +87,6 @@ func (s *ruleset) constant() {
 	s.put("/workloads", []*chain{
 		ask(askEgress, "iifname vmap @"+fromWorkload),
 		ask(askIngress, "oifname vmap @"+toWorkload),
-		chainOf(openChain, r(setBits(s.marks.Accept)).because("no policy selects the workload")),
 		chainOf(toHost,
 			r("meta nfproto ipv6", linkMessages, "accept"),
 			r("meta nfproto ipv6", routerMessages, "counter drop").because("a workload is no router"),

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	netfilter "github.com/google/nftables"
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 )
@@ -20,6 +21,9 @@ type Host struct {
 
 	mu  sync.Mutex
 	nft knftables.Interface
+
+	edit sync.Mutex
+	conn *netfilter.Conn // nil: there is none
 }
 
 // NewHost makes the Host of the namespace that its methods are called in.
@@ -86,7 +90,7 @@ func (h *Host) Read(context.Context) (s State, err error) {
 
 // Count hands over how much each rule of the table has met.
 func (h *Host) Count(_ context.Context, f func(chain, comment string, packets, bytes uint64)) error {
-	return h.within(func() error { return eachRule(f) })
+	return h.within(func() error { return asking(func(s socket) error { return s.eachRule(f) }) })
 }
 
 // Watch tells of transactions that touch the table.

@@ -34,10 +34,10 @@ type Member struct {
 	Set string
 	// Key is the kernel's bytes: each field padded to four. Where Ranges are, it is the first key of the range
 	// and then the last, of the same length.
-	Key    string
-	Ranges bool
-	Chain  string // that a map's member calls; empty in a set
-	Gone   bool
+	Key     string
+	Ranges  bool
+	Verdict string // of a map's member: the chain that it calls, or leave
+	Gone    bool
 }
 
 // State is what stands in the table.
@@ -63,5 +63,5 @@ type standing struct {
 type content struct {
 	keyLen  int
 	flags   uint32            // flagInterval and flagMap only
-	members map[string]string // key → chain that a dispatch calls
+	members map[string]string // key → chain that a dispatch calls, or another verdict
 }

@@ -116,11 +116,29 @@ func (a attrs) u64(typ uint16) uint64 {
 	return binary.BigEndian.Uint64(a[typ])
 }
 
+// socket is what the kernel is asked by. One is used for many questions: the kernel keeps whoever
+// closes one waiting for what transactions have taken away.
+type socket map[int]*nl.SocketHandle
+
+// asking opens a socket for f, in the thread's namespace.
+func asking(f func(socket) error) error {
+	s, err := nl.Subscribe(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if err := errors.Join(s.SetSendTimeout(&nl.SocketTimeoutTv), s.SetReceiveTimeout(&nl.SocketTimeoutTv)); err != nil {
+		return err
+	}
+	return f(socket{unix.NETLINK_NETFILTER: {Socket: s}})
+}
+
 // ask sends a question about our table and hands over each answer's attributes.
-func ask(msg int, flags int, f func(attrs), with ...*nl.RtAttr) error {
+func (s socket) ask(msg int, flags int, f func(attrs), with ...*nl.RtAttr) error {
 	err := syscall.EINTR
 	for range 10 { // a dump that a change came into
 		req := nl.NewNetlinkRequest(subsystem<<8|msg, flags)
+		req.Sockets = s
 		req.AddData(&nl.Nfgenmsg{NfgenFamily: nfprotoINet})
 		for _, a := range with {
 			req.AddData(a)
@@ -152,23 +170,31 @@ func answer(msg int) int { return msg - 1 }
 func stringAttr(typ int, s string) *nl.RtAttr { return nl.NewRtAttr(typ, nl.ZeroTerminated(s)) }
 
 // generation is the number of the last transaction on any table of the namespace.
-func generation() (id uint32, err error) {
-	err = ask(msgGetGen, 0, func(a attrs) { id = a.u32(attrGenID) })
+func (s socket) generation() (id uint32, err error) {
+	err = s.ask(msgGetGen, 0, func(a attrs) { id = a.u32(attrGenID) })
 	return id, err
 }
 
 // readState reads our table in the thread's namespace.
-func readState() (State, error) {
+func readState() (now State, err error) {
+	err = asking(func(s socket) (err error) {
+		now, err = s.readState()
+		return err
+	})
+	return now, err
+}
+
+func (sock socket) readState() (State, error) {
 	for range 20 {
-		before, err := generation()
+		before, err := sock.generation()
 		if err != nil {
 			return State{}, err
 		}
-		s, err := readOnce()
+		s, err := sock.readOnce()
 		if err != nil {
 			return State{}, err
 		}
-		after, err := generation()
+		after, err := sock.generation()
 		if err != nil {
 			return State{}, err
 		}
@@ -179,15 +205,15 @@ func readState() (State, error) {
 	return State{}, errors.New("others change tables all the time; not once in 20 it could be read as a whole")
 }
 
-func readOnce() (State, error) {
+func (sock socket) readOnce() (State, error) {
 	mine := stringAttr(attrTable, TableName)
 	s := State{}
-	err := ask(msgGetTable, unix.NLM_F_DUMP, func(a attrs) { s.there = s.there || a.text(attrTable) == TableName })
+	err := sock.ask(msgGetTable, unix.NLM_F_DUMP, func(a attrs) { s.there = s.there || a.text(attrTable) == TableName })
 	if err != nil || !s.there {
 		return State{}, err
 	}
 	s = newState()
-	err = ask(msgGetChain, unix.NLM_F_DUMP, func(a attrs) {
+	err = sock.ask(msgGetChain, unix.NLM_F_DUMP, func(a attrs) {
 		if a.text(attrTable) != TableName {
 			return
 		}
@@ -204,7 +230,7 @@ func readOnce() (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	err = eachRule(func(in, comment string, _, _ uint64) {
+	err = sock.eachRule(func(in, comment string, _, _ uint64) {
 		c := s.chains[in]
 		c.digests = append(c.digests, comment[:min(len(comment), digestLen)])
 		s.chains[in] = c
@@ -212,7 +238,7 @@ func readOnce() (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	err = ask(msgGetSet, unix.NLM_F_DUMP, func(a attrs) {
+	err = sock.ask(msgGetSet, unix.NLM_F_DUMP, func(a attrs) {
 		flags := a.u32(attrSetFlags)
 		if a.text(attrTable) == TableName && flags&flagAnonymous == 0 {
 			s.sets[a.text(attrSetName)] = &content{keyLen: int(a.u32(attrSetKeyLen)), flags: flags & (flagInterval | flagMap), members: map[string]string{}}
@@ -222,7 +248,7 @@ func readOnce() (State, error) {
 		return State{}, err
 	}
 	for name, c := range s.sets {
-		err := ask(msgGetSetElem, unix.NLM_F_DUMP, func(a attrs) {
+		err := sock.ask(msgGetSetElem, unix.NLM_F_DUMP, func(a attrs) {
 			each(a[attrElems], func(_ uint16, b []byte) { c.take(b) })
 		}, mine, stringAttr(attrSetName, name))
 		if err != nil {
@@ -255,8 +281,8 @@ func (c *content) take(b []byte) {
 }
 
 // eachRule reads all rules of our table, chain by chain and each chain's in order.
-func eachRule(f func(chain, comment string, packets, bytes uint64)) error {
-	return ask(msgGetRule, unix.NLM_F_DUMP, func(a attrs) {
+func (s socket) eachRule(f func(chain, comment string, packets, bytes uint64)) error {
+	return s.ask(msgGetRule, unix.NLM_F_DUMP, func(a attrs) {
 		if a.text(attrTable) != TableName {
 			return
 		}

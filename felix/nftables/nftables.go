@@ -62,13 +62,11 @@ type Policy struct {
 	loop   *reconcile.Loop
 	heal   *healer
 
-	mu    sync.Mutex
-	queue []step
-	put   uint64        // steps put into the queue
-	done  uint64        // and taken into the kernel, or refused by it
-	round chan struct{} // closed when done grows, and replaced
-	once  bool          // a round has ended
-	err   error         // of the last one
+	mu      sync.Mutex
+	pending []*step       // that are not in the kernel yet, in their order
+	round   chan struct{} // closed when some are, or a round has failed, and replaced
+	once    bool          // a round has ended
+	err     error         // of the last one
 
 	// rules and table are Run's to change; others read them with mu held.
 	rules *ruleset
@@ -79,13 +77,6 @@ type Policy struct {
 	due      time.Time     // when what was refused is tried again
 	patience time.Duration // what it waited for that
 	clumsy   string        // why netlink alone did not do, the last time
-}
-
-// step is one thing that is to be taken in.
-type step struct {
-	delta  *policy.Delta
-	synced bool
-	guards *[2]model.EncapGuard
 }
 
 // New makes a Policy. It touches nothing until Run.
@@ -138,8 +129,7 @@ func (p *Policy) SetEncapsulation(v4, v6 model.EncapGuard) {
 func (p *Policy) add(s step) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.queue = append(p.queue, s)
-	p.put++
+	p.pending = append(p.pending, &s)
 	p.loop.Poke()
 }
 
@@ -153,38 +143,43 @@ func (p *Policy) Run(ctx context.Context) error {
 	return p.loop.Run(ctx)
 }
 
-// apply is one round.
+// apply is one round. Light steps come first, and those that wait for them learn of it at once.
 func (p *Policy) apply(ctx context.Context, resync bool) error {
 	p.mu.Lock()
-	put := p.put
+	seen := slices.Clone(p.pending)
+	var light []*step
+	if p.begun {
+		light = p.rules.ahead(seen)
+	}
 	p.mu.Unlock()
-	err := p.bring(ctx, resync)
+	if len(light) > 0 {
+		_ = p.bring(ctx, light) // what is wrong is wrong below, too
+	}
+	if again := p.retry(); resync || again || !p.begun {
+		if err := p.read(ctx); err != nil {
+			p.ended(ctx, nil, err, seen...)
+			return err
+		}
+	}
+	p.mu.Lock()
+	rest := slices.Clone(p.pending)
+	p.mu.Unlock()
+	err := p.bring(ctx, rest)
 	if ctx.Err() != nil {
 		return nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.err, p.once = err, true
-	p.done = put
-	close(p.round)
-	p.round = make(chan struct{})
 	return errors.Join(err, p.table.refusals(nil))
 }
 
-// bring takes in what has gathered and brings the kernel there, all at once.
-func (p *Policy) bring(ctx context.Context, resync bool) error {
-	if again := p.retry(); resync || again || !p.begun {
-		if err := p.read(ctx); err != nil {
-			return err
-		}
-	}
+// bring takes in steps and brings the kernel there, all at once.
+func (p *Policy) bring(ctx context.Context, steps []*step) error {
 	p.mu.Lock()
 	if !p.begun {
 		p.rules.begin()
 		p.begun = true
 	}
-	steps := p.queue
-	p.queue = nil
 	for _, s := range steps {
 		switch {
 		case s.delta != nil:
@@ -196,7 +191,28 @@ func (p *Policy) bring(ctx context.Context, resync bool) error {
 		}
 	}
 	p.mu.Unlock()
-	return p.write(ctx)
+	err := p.write(ctx)
+	p.ended(ctx, steps, err)
+	return err
+}
+
+// ended tells those that wait what has become of the steps that were taken in, or that none could be.
+func (p *Policy) ended(ctx context.Context, steps []*step, err error, tried ...*step) {
+	if ctx.Err() != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err, p.once = err, true
+	for _, s := range steps {
+		s.done = true
+	}
+	for _, s := range tried {
+		s.tried = true
+	}
+	p.pending = slices.DeleteFunc(p.pending, func(s *step) bool { return s.done })
+	close(p.round)
+	p.round = make(chan struct{})
 }
 
 // Waits before what was refused is tried again: the first, and the longest.
@@ -297,12 +313,19 @@ func (p *Policy) transact(ctx context.Context, plan *plan) error {
 	return p.kernel.Run(ctx, plan.tx)
 }
 
-// Wait blocks until all that was applied before the call is in the kernel, and what holds before. Its error says
-// what of the interfaces' rules and sets is not, and why; that is retried nevertheless.
-// Without interfaces it means everything. Only Run makes it come true.
+// Wait blocks until all that was applied before the call and decides on the interfaces' packets is in the
+// kernel, and what holds before. Its error says what of their rules and sets is not, and why; that
+// is retried nevertheless. Without interfaces it means everything. Only Run makes it come true.
 func (p *Policy) Wait(ctx context.Context, interfaces ...string) error {
 	p.mu.Lock()
-	for want := p.put; p.done < want || !p.once; {
+	var want []*step
+	for _, iface := range interfaces {
+		want = append(want, p.rules.concern(p.pending, iface)...)
+	}
+	if len(interfaces) == 0 {
+		want = slices.Clone(p.pending)
+	}
+	for !p.once || slices.ContainsFunc(want, func(s *step) bool { return !s.done && !s.tried }) {
 		round := p.round
 		p.mu.Unlock()
 		select {
@@ -326,7 +349,11 @@ func (p *Policy) Wait(ctx context.Context, interfaces ...string) error {
 			errs = append(errs, fmt.Errorf("policy: interface %s is no endpoint's", iface))
 			continue
 		}
-		if err := errors.Join(p.rules.unsayable[iface], p.table.refusals(p.rules.needs(&ep))); err != nil {
+		var needs map[string]bool
+		if len(p.table.refused) > 0 {
+			needs = p.rules.needs(&ep)
+		}
+		if err := errors.Join(p.rules.unsayable[iface], p.table.refusals(needs)); err != nil {
 			errs = append(errs, fmt.Errorf("policy: %s: %w", ep.ID, err))
 		}
 	}
@@ -350,7 +377,7 @@ func (p *Policy) Status() Status {
 	defer p.mu.Unlock()
 	return Status{
 		Endpoints: len(p.rules.endpoints), Policies: len(p.rules.chains), Chains: len(p.table.actual.chains), Sets: len(p.table.actual.sets),
-		Waiting: int(p.put - p.done), Known: len(p.rules.kept), Healed: healed, Err: errors.Join(p.err, p.table.refusals(nil)),
+		Waiting: len(p.pending), Known: len(p.rules.kept), Healed: healed, Err: errors.Join(p.err, p.table.refusals(nil)),
 	}
 }
 

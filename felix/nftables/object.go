@@ -100,9 +100,12 @@ type set struct {
 	kind    kind
 	family  policy.Family // of kinds with addresses
 	comment string
-	// members' values are the chains that a dispatch calls, and empty in all other kinds.
+	// members' values are the chains that a dispatch calls, or leave; and empty in all other kinds.
 	members map[string]string
 }
+
+// leave is the verdict to return (NFT_RETURN), as a member's value.
+const leave = "verdict -5"
 
 // interfaceLen is how many bytes an interface's name has in a key (IFNAMSIZ).
 const interfaceLen = 16

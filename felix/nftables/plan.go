@@ -233,7 +233,7 @@ func (t *table) planMembers(p *plan, from State, whole []string) {
 				case !comes && there && (!wanted || old != value):
 					p.members = append(p.members, Member{Set: name, Key: key, Ranges: want.ranges(), Gone: true})
 				case comes && wanted && (!there || old != value) && !t.isRefused(object{set: name, key: key}):
-					p.members = append(p.members, Member{Set: name, Key: key, Ranges: want.ranges(), Chain: value})
+					p.members = append(p.members, Member{Set: name, Key: key, Ranges: want.ranges(), Verdict: value})
 				default:
 					continue
 				}
@@ -276,7 +276,7 @@ func (t *table) change(p *plan, s *set, keys []string, comes bool) {
 	}
 }
 
-// element is a member as knftables has it; value is the chain that it calls.
+// element is a member as knftables has it; value is the chain that it calls, or leave.
 func (s *set) element(key, value string) *knftables.Element {
 	e := &knftables.Element{Key: s.text(key)}
 	if s.kind != kindDispatch {
@@ -284,7 +284,11 @@ func (s *set) element(key, value string) *knftables.Element {
 		return e
 	}
 	e.Map = s.name
-	if value != "" {
+	switch value {
+	case "":
+	case leave:
+		e.Value = []string{"return"}
+	default:
 		e.Value = []string{"jump " + value}
 	}
 	return e

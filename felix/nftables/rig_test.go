@@ -65,7 +65,7 @@ func (w *written) bytes() int {
 	n := len(strings.Join(w.took(), ""))
 	for _, members := range w.edited() {
 		for _, m := range members {
-			n += len(m.Key) + len(m.Chain)
+			n += len(m.Key) + len(m.Verdict)
 		}
 	}
 	return n
@@ -85,8 +85,17 @@ func start(t testing.TB, l *kerneltest.Lab, known ...string) *rig {
 
 func startGuarded(t testing.TB, l *kerneltest.Lab, guarded []string, known ...string) *rig {
 	t.Helper()
-	r := &rig{to: &written{Host: nftables.NewHost().Within(l.Within)}}
-	p, err := nftables.New(nftables.Config{Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Kernel: r.to, Known: known, Guarded: guarded})
+	to := &written{Host: nftables.NewHost().Within(l.Within)}
+	r := startOn(t, to, guarded, known...)
+	r.to = to
+	return r
+}
+
+// startOn starts one on a kernel of the test's.
+func startOn(t testing.TB, k nftables.Kernel, guarded []string, known ...string) *rig {
+	t.Helper()
+	r := &rig{}
+	p, err := nftables.New(nftables.Config{Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Kernel: k, Known: known, Guarded: guarded})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,14 +18,11 @@ const (
 	fromWorkload = "from-workload" // map: the one that it came by → chain of egress
 	askIngress   = "workload-ingress"
 	askEgress    = "workload-egress"
-	// openChain is that of all workloads that no policy selects, both ways: it allows. So one that
-	// comes or goes changes members of sets alone.
-	openChain   = "workload-open"
-	sourceCheck = "workload-source"
-	sources4    = "sources-4" // sets: interface and address that it may send from
-	sources6    = "sources-6"
-	grants4     = "grants-4" // and whole prefixes (allowedSourcePrefixes)
-	grants6     = "grants-6"
+	sourceCheck  = "workload-source"
+	sources4     = "sources-4" // sets: interface and address that it may send from
+	sources6     = "sources-6"
+	grants4      = "grants-4" // and whole prefixes (allowedSourcePrefixes)
+	grants6      = "grants-6"
 )
 
 func ingressChain(iface string) string { return ifaceChain("wi-", iface) }
@@ -117,7 +114,7 @@ func (s *ruleset) begin() {
 	}
 	for name := range s.kept {
 		if s.wasOpen(name) {
-			s.dispatch(name, openChain, openChain)
+			s.dispatch(name, leave, leave)
 			continue
 		}
 		s.dispatch(name, ingressChain(name), egressChain(name))
@@ -138,7 +135,7 @@ func (s *ruleset) begin() {
 func (s *ruleset) wasOpen(iface string) bool {
 	for _, name := range []string{toWorkload, fromWorkload} {
 		is := s.t.actual.sets[name]
-		if is == nil || is.members[ifaceKey(iface)] != openChain {
+		if is == nil || is.members[ifaceKey(iface)] != leave {
 			return false
 		}
 	}
@@ -200,15 +197,19 @@ func (s *ruleset) apply(d *policy.Delta) {
 		}
 	}
 	for _, ep := range d.Endpoints {
+		was, known := s.endpoints[ep.Interface]
 		s.endpoints[ep.Interface] = ep
 		delete(s.unsayable, ep.Interface)
 		if ep.Interface != "*" && !expressible(ep.Interface) {
 			s.unsayable[ep.Interface] = fmt.Errorf("interface %q: no rule of nftables can name it; letters and digits can", ep.Interface)
 		}
-		if s.workloads(ep.Interface) {
-			s.workload(&ep)
-		} else {
+		switch {
+		case !s.workloads(ep.Interface):
 			hosts = true
+		case known && s.unsayable[ep.Interface] == nil && sameChains(&was, &ep):
+			s.sources(ep.Interface, ep.Sources)
+		default:
+			s.workload(&ep)
 		}
 	}
 	for _, name := range d.GoneEndpoints {
@@ -243,7 +244,10 @@ func (s *ruleset) newSet(from *policy.Set) {
 	s.t.setSet(x)
 }
 
-// dispatch lets a workload's chains be found.
+// dispatch lets a workload's chains be found. One that no policy selects has none: the chain that
+// asks is left before it drops what nobody allows. A chain for all of those would do as well, but
+// whenever a map gets a member that calls one the kernel walks all ways through the table
+// (nft_table_validate): 10 ms with 110 pods of 10 policies each.
 func (s *ruleset) dispatch(iface, to, from string) {
 	s.t.setMember(toWorkload, ifaceKey(iface), to)
 	s.t.setMember(fromWorkload, ifaceKey(iface), from)
@@ -258,7 +262,7 @@ func (s *ruleset) workload(ep *policy.Endpoint) {
 	s.sources(ep.Interface, ep.Sources)
 	if ep.Open() {
 		s.put(ep.Interface, nil)
-		s.dispatch(ep.Interface, openChain, openChain)
+		s.dispatch(ep.Interface, leave, leave)
 		return
 	}
 	allow := setBits(s.marks.Accept)
@@ -318,7 +322,7 @@ func (s *ruleset) needs(ep *policy.Endpoint) map[string]bool {
 		out[name] = true
 	}
 	if s.workloads(ep.Interface) {
-		for _, name := range []string{askIngress, askEgress, sourceCheck, openChain, ingressChain(ep.Interface), egressChain(ep.Interface),
+		for _, name := range []string{askIngress, askEgress, sourceCheck, ingressChain(ep.Interface), egressChain(ep.Interface),
 			toWorkload, fromWorkload, sources4, sources6, grants4, grants6, toHost, toHostEnd} {
 			out[name] = true
 		}

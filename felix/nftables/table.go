@@ -90,7 +90,7 @@ func (t *table) removeSet(name string) {
 	t.setsDue[name] = true
 }
 
-// setMember puts a member into a wanted set; value is the chain that a dispatch calls.
+// setMember puts a member into a wanted set; value is the chain that a dispatch calls, or leave.
 func (t *table) setMember(name, key, value string) {
 	s := t.sets[name]
 	if old, there := s.members[key]; there && old == value {
@@ -199,7 +199,7 @@ func (t *table) stands(p *plan) {
 		if m.Gone {
 			delete(t.actual.sets[m.Set].members, m.Key)
 		} else {
-			t.actual.sets[m.Set].members[m.Key] = m.Chain
+			t.actual.sets[m.Set].members[m.Key] = m.Verdict
 		}
 	}
 	t.settled()
