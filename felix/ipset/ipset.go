@@ -8,6 +8,14 @@
 // (another limit, timeouts that somebody gave it) is built anew beside the old one and
 // swapped in, so that rules never see it half full.
 //
+// One goroutine writes. A small change that only adds, as that of a pod that is attached, is
+// written between the pieces of whatever longer work is under way: thousands of members of
+// another set, or the reading of all sets. What takes members away waits for all that was
+// asked for before it. Wait follows the sets that it names, and no others.
+//
+// What an agent declares for the first time is compared with what an earlier one left: only
+// the difference is written. Set.Adopt keeps members that the new agent does not know yet.
+//
 // Ownership stands in the kernel: a set with our prefix that nobody declared is ours, too,
 // and is destroyed once every owner has declared its sets (InSync) and no rule refers to it.
 // Calico's sets begin alike and are pruned alike.

@@ -399,7 +399,7 @@ func (r *Reconciler) rebuild(ctx context.Context, s *set, now time.Time, asked b
 	keys := s.all()
 	least := r.cfg.MaxElem
 	if s.full && len(keys) > s.header.MaxElem/2 { // otherwise a bucket is full; a new set has better ones
-		least = max(least, 2*s.header.MaxElem)
+		least = max(least, min(2*s.header.MaxElem, mostElem))
 	}
 	h := Header{Name: s.name, Type: s.kind.typ, Family: s.kind.family, MaxElem: limit(least, len(keys))}
 	var failed error

@@ -245,9 +245,12 @@ func (s *set) fits(n int) bool {
 	return h.Type == s.kind.typ && h.Family == s.kind.family && !h.Odd && !s.full && n <= h.MaxElem
 }
 
+// mostElem is the largest limit that we ask for; the kernel has 32 bits for it.
+const mostElem = 1 << 30
+
 // limit is the maxelem of a set that is to hold n members: room for as many again.
 func limit(least, n int) int {
-	for least < 2*n && least < 1<<30 {
+	for least < 2*n && least < mostElem {
 		least *= 2
 	}
 	return least
