@@ -20,7 +20,7 @@ const (
 	// A piece of a long work is a few hundred microseconds long: a change in a hurry waits for
 	// no more.
 	pieceMembers = 1024
-	pieceSteps   = 32
+	pieceSteps   = 4
 )
 
 // look reads what stands in the kernel, as far as it is time to: everything at a resync and
