@@ -131,11 +131,35 @@ func TestWalk(t *testing.T) {
 			case n == 9:
 				stop()
 				rec, stop = r.start(t, small)
+				if r.fake != nil && rng.IntN(2) == 0 {
+					r.fake.Fail(slices.Repeat([]error{nil}, rng.IntN(4))...)
+					r.fake.Fail(fmt.Errorf("no way"))
+				}
 				for n, s := range g {
-					rec.Replace(ipset.Set{Name: n, Type: s.typ, Family: s.family, Members: slices.Collect(maps.Keys(s.members))})
+					// Some are declared, and the others adopted; of an adopted half nobody knows
+					// whose half it is.
+					set := ipset.Set{Name: n, Type: s.typ, Family: s.family}
+					adopted := map[ipset.Member]bool{}
+					for m := range s.members {
+						if m.Prefix.Bits() < 2 || rng.IntN(2) == 0 {
+							set.Members = append(set.Members, m)
+						} else {
+							adopted[m] = true
+						}
+					}
+					if len(adopted) > 0 {
+						set.Adopt = func(m ipset.Member) bool { return adopted[m] }
+					}
+					rec.Replace(set)
 				}
 				rec.InSync("test")
 				what = "new agent"
+				eventually(t, func() string { // what is destroyed before it is adopted is lost
+					if err := waitErr(t, rec); err != nil {
+						return err.Error()
+					}
+					return ""
+				})
 			}
 			want := strings.Join(append(g.lines(), "create theirs hash:ip family inet", "add theirs 10.0.0.1"), "\n") + "\n"
 			eventually(t, func() string {
