@@ -72,7 +72,6 @@ func BenchmarkAdd(b *testing.B) {
 					kerneltest.Must(b, r.Wait(context.Background()))
 					b.StartTimer()
 				}
-				b.Log("slowest", slices.Max(all), slices.Index(all, slices.Max(all)), r.Status().Healed)
 				slices.Sort(all)
 				b.ReportMetric(float64(all[len(all)/2].Microseconds()), "µs-p50")
 				b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), "µs-p99")
