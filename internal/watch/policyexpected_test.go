@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -171,11 +172,14 @@ func TestAttachOfAnExpectedPod(t *testing.T) {
 // TestAttachIsPublishedAtOnce, with what was gathered; what nobody waits for is gathered.
 func TestAttachIsPublishedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var seen []string
 		began := time.Now()
 		p := NewPolicies(expecting(), func(u *PolicyUpdate) {
 			w := newWorld()
 			u.Apply(w)
+			mu.Lock()
+			defer mu.Unlock()
 			seen = append(seen, time.Since(began).String()+" "+strings.Join(w.pods(), ", "))
 		}, func() {})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -184,6 +188,8 @@ func TestAttachIsPublishedAtOnce(t *testing.T) {
 		want := func(what string, lines ...string) {
 			t.Helper()
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if got := strings.Join(seen, "; "); got != strings.Join(lines, "; ") {
 				t.Errorf("%s: published %s\nwant %s", what, got, strings.Join(lines, "; "))
 			}
