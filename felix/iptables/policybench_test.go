@@ -135,3 +135,64 @@ func BenchmarkDispatch(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkAttach measures an ADD, from Apply to Wait, beside 110 pods: of a pod that no policy selects, and of one
+// whose object was there before; one address, and one of each family.
+func BenchmarkAttach(b *testing.B) {
+	for _, backend := range []iptables.Backend{iptables.NFT, iptables.Legacy} {
+		engine := kerneltest.Large(b, 1000, 110)
+		engine.SetNamespace(model.Namespace{Name: "open"})
+		// Rules of a family come with the first pod that has an address of it.
+		six := kerneltest.LargePod(200, 7)
+		six.Addresses = append(six.Addresses, netip.MustParseAddr("fd00::c8"))
+		kerneltest.Must(b, engine.SetEndpoint(six))
+		lab := kerneltest.New(b, kerneltest.Config{})
+		r := startPolicy(b, lab, backend)
+		r.Apply(engine.Flush())
+		r.InSync()
+		if err := r.Wait(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+		for _, namespace := range []string{"open", "ns7"} {
+			for _, dual := range []bool{false, true} {
+				b.Run(fmt.Sprintf("%s/%s/dual=%v", backend, namespace, dual), func(b *testing.B) {
+					e := kerneltest.LargePod(7, 7)
+					e.ID.Namespace, e.ID.Name, e.Interface = namespace, "new", "calinew"
+					var all []time.Duration
+					for n := 0; b.Loop(); n++ {
+						b.StopTimer()
+						e.Addresses = nil
+						kerneltest.Must(b, engine.SetEndpoint(e))
+						r.Apply(engine.Flush())
+						if err := r.Wait(context.Background()); err != nil {
+							b.Fatal(err)
+						}
+						if n == 0 {
+							r.took()
+						}
+						e.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 200, byte(n >> 8), byte(n)})}
+						if dual {
+							e.Addresses = append(e.Addresses, netip.AddrFrom16([16]byte{0: 0xfd, 14: byte(n >> 8), 15: byte(n)}))
+						}
+						kerneltest.Must(b, engine.SetEndpoint(e))
+						d := engine.Flush()
+						b.StartTimer()
+						began := time.Now()
+						r.Apply(d)
+						if err := r.Wait(context.Background(), e.Interface); err != nil {
+							b.Fatal(err)
+						}
+						all = append(all, time.Since(began))
+					}
+					slices.Sort(all)
+					b.ReportMetric(float64(all[len(all)/2].Microseconds()), "us-p50")
+					b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), "us-p99")
+					if scripts := r.took(); len(scripts) > 0 {
+						b.Errorf("%d transactions of iptables-restore: %.1000s", len(scripts), scripts)
+					}
+				})
+			}
+		}
+		r.stop()
+	}
+}

@@ -90,7 +90,7 @@ func TestPolicyAttach(t *testing.T) {
 			w.none("before", w.spoofed(i, "outside")...)
 			w.none("before", w.spoofed(i, "host")...)
 		}
-		before := w.rig.calls()
+		w.rig.took()
 		kerneltest.Must(t, w.Engine.SetEndpoint(kerneltest.Pod(0, "app=a")))
 		w.attach("cali0")
 		w.Expect("selected", "outside > pod0:80 yes", "outside > pod0:81 no", "pod0 > outside:81 yes", "pod0 > host:1 yes")
@@ -109,8 +109,8 @@ func TestPolicyAttach(t *testing.T) {
 		w.Engine.RemoveEndpoint(kerneltest.Pod(3, "").ID)
 		w.Flush()
 		w.Expect("detached", "pod0 > outside:81 no", "pod3 > outside:9 no", "outside > pod3:9 no", "outside > pod1:9 yes")
-		if n := w.rig.calls() - before; n != 0 {
-			t.Errorf("iptables-restore ran %d times", n)
+		if scripts := w.rig.took(); len(scripts) != 0 {
+			t.Errorf("%d transactions of iptables-restore: %s", len(scripts), scripts)
 		}
 	})
 }
@@ -426,4 +426,39 @@ func TestPolicyMembersHeal(t *testing.T) {
 			return ""
 		})
 	})
+}
+
+// TestPolicyMembersDestroyed has a set destroyed with all rules that name it, and the kernel not make
+// it again for a while: the rules are refused, Wait says so, and they come when the set does.
+func TestPolicyMembersDestroyed(t *testing.T) {
+	w := newWorld(t)
+	kerneltest.Must(t, w.Engine.SetEndpoint(kerneltest.Pod(0, "app=a")), w.Engine.SetEndpoint(kerneltest.Pod(1, "app=b")),
+		w.Engine.SetPolicy(kerneltest.Global("web", "app == 'a'", policy.Ingress, kerneltest.Port(model.RuleAllow, 6, 80))))
+	w.start(iptables.NFT)
+	w.rig.InSync()
+	w.Flush()
+	release := make(chan struct{})
+	w.rig.hold(func() error { <-release; return nil })
+	w.rig.bad.Store("cali40open")
+	w.Lab.Run(t, "sh", "-c", "iptables-nft -w 10 -P FORWARD DROP; iptables-nft -w 10 -F; ipset destroy cali40open")
+	w.rig.hold(nil)
+	close(release)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	eventually(t, func() string {
+		if err := w.Backend.Wait(ctx, "cali1"); err == nil || !strings.Contains(err.Error(), "chain cali-wl-ingress") {
+			return fmt.Sprint("Wait: ", err)
+		}
+		return ""
+	})
+	w.none("no set", w.Packet(false, 6, "outside", "pod0", 81), w.Packet(false, 6, "outside", "pod1", 81))
+	w.rig.bad.Store("")
+	w.Lab.Run(t, "iptables-nft", "-w", "10", "-P", "FORWARD", "ACCEPT")
+	eventually(t, func() string {
+		if err := w.Backend.Wait(ctx, "cali0", "cali1"); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	w.Expect("all is back", "outside > pod0:81 no", "outside > pod0:80 yes", "outside > pod1:81 yes")
 }

@@ -52,14 +52,12 @@ func (s setsWithin) Apply(ctx context.Context, commands []ipset.Command) (out []
 // written is the host's iptables, and what was written to it.
 type written struct {
 	*iptables.Host
-	calls   atomic.Int64                 // of Restore, whatever came of them
 	before  atomic.Pointer[func() error] // what Restore waits for; its error stands in for the program's
 	mu      sync.Mutex
 	scripts []string
 }
 
 func (w *written) Restore(ctx context.Context, script []byte) error {
-	w.calls.Add(1)
 	if f := w.before.Load(); f != nil {
 		if err := (*f)(); err != nil {
 			return err
@@ -94,12 +92,12 @@ func (r *policyRig) hold(f func() error) {
 	}
 }
 
-// calls counts Restore.
-func (r *policyRig) calls() (n int64) {
+// took returns the transactions of both families since the last call. To compare rules is none.
+func (r *policyRig) took() (out []string) {
 	for _, to := range r.to {
-		n += to.calls.Load()
+		out = append(out, to.took()...)
 	}
-	return n
+	return out
 }
 
 // policyRig is policy running in a Lab.
