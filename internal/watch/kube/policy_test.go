@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"runtime"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/rest"
 
+	"github.com/causeway-net/causeway/felix/policy"
 	"github.com/causeway-net/causeway/internal/kubeapi"
 	"github.com/causeway-net/causeway/internal/model"
 	"github.com/causeway-net/causeway/internal/watch"
@@ -212,5 +214,48 @@ func TestNoPolicyFeeds(t *testing.T) {
 	}
 	if without.policy != nil || without.Policies() != nil || len(without.feeds) != len(s.feeds) {
 		t.Errorf("without policy %d feeds beside it, with policy %d", len(without.feeds), len(s.feeds))
+	}
+}
+
+// TestExpectedPod: the interface that a pod will have goes with what is told of its object, unless
+// the pod ends.
+func TestExpectedPod(t *testing.T) {
+	c, err := kubeapi.New(&rest.Config{Host: "https://127.0.0.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{
+		Clients: c, Node: "n1", Log: slog.New(slog.DiscardHandler), Publish: func(*model.Snapshot) {}, Policy: func(*watch.PolicyUpdate) {},
+		Interface: func(namespace, pod string) string { return "cali-" + namespace + "-" + pod },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	engine := policy.New(policy.Config{})
+	shown := func() []policy.Endpoint {
+		if u := s.policy.policies.Take(); u != nil {
+			if err := u.Apply(engine); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return engine.Flush().Endpoints
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.policy.policies.SetPending(nil)
+	tell := func(o *corev1.Pod) {
+		stripped, err := s.podFeed.strip(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.podFeed.contents.set(stripped.(metav1.Object))
+	}
+	alive := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "prod", Name: "a", UID: "u", ResourceVersion: "1"}, Spec: corev1.PodSpec{NodeName: "n1"}}
+	ending := alive.DeepCopy()
+	ending.Name, ending.DeletionTimestamp = "b", &metav1.Time{Time: time.Unix(1e9, 0)}
+	tell(alive)
+	tell(ending)
+	if eps := shown(); len(eps) != 1 || eps[0].Interface != "cali-prod-a" || !eps[0].Expected() {
+		t.Errorf("endpoints %+v, want one without addresses", eps)
 	}
 }
