@@ -66,6 +66,26 @@ func BenchmarkMember(b *testing.B) {
 		}
 		quantiles(b, took)
 	})
+	// The same in the only set that there is.
+	b.Run("alone", func(b *testing.B) {
+		rec, _ := realRig(b).start(b, func(c *ipset.Config) { c.Glance = ipset.DefaultGlance })
+		rec.Replace(ipset.Set{Name: "cali40i", Type: ipset.HashNetIface, Family: ipset.IPv4})
+		wait(b, rec)
+		took = nil
+		for i := 0; b.Loop(); i++ {
+			at := time.Now()
+			m := address(11, i/2)
+			m.Interface = "cali0123456789a"
+			if i%2 == 0 {
+				rec.Update("cali40i", []ipset.Member{m}, nil)
+			} else {
+				rec.Update("cali40i", nil, []ipset.Member{m})
+			}
+			wait(b, rec, "cali40i")
+			took = append(took, time.Since(at))
+		}
+		quantiles(b, took)
+	})
 	// As a quiet machine has it: everything sleeps before each change.
 	b.Run("quiet", func(b *testing.B) {
 		took = nil

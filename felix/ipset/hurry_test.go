@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,4 +176,54 @@ func TestHurryAtResync(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// counter is a kernel that counts its calls.
+type counter struct {
+	*ipsettest.Kernel
+	headers, lists, applies, commands atomic.Int64
+}
+
+func (c *counter) Headers(ctx context.Context) ([]ipset.Header, error) {
+	c.headers.Add(1)
+	return c.Kernel.Headers(ctx)
+}
+
+func (c *counter) List(ctx context.Context, name string, begin func(ipset.Header), each func(ipset.Listed)) error {
+	c.lists.Add(1)
+	return c.Kernel.List(ctx, name, begin, each)
+}
+
+func (c *counter) Apply(ctx context.Context, commands []ipset.Command) ([]error, error) {
+	c.applies.Add(1)
+	c.commands.Add(int64(len(commands)))
+	return c.Kernel.Apply(ctx, commands)
+}
+
+// TestOneMember: one member more or less is one message to the kernel and nothing else,
+// whatever the number of sets (I8).
+func TestOneMember(t *testing.T) {
+	for _, sets := range []int{1, 1000} {
+		k := &counter{Kernel: ipsettest.New()}
+		rec, _ := (&rig{kernel: k}).start(t, func(c *ipset.Config) { c.Glance = time.Hour })
+		for i := range sets {
+			rec.Replace(ipset.Set{Name: fmt.Sprintf("cali40s%d", i), Type: ipset.HashIP, Family: ipset.IPv4, Members: addresses(10, 10)})
+		}
+		rec.InSync("test")
+		wait(t, rec)
+		headers, lists, applies, commands := k.headers.Load(), k.lists.Load(), k.applies.Load(), k.commands.Load()
+		const changes = 10
+		for range changes / 2 {
+			rec.Update("cali40s0", ips("10.9.9.9"), nil)
+			wait(t, rec, "cali40s0")
+			rec.Update("cali40s0", nil, ips("10.9.9.9"))
+			wait(t, rec, "cali40s0")
+		}
+		if h, l := k.headers.Load()-headers, k.lists.Load()-lists; h+l > 0 {
+			t.Errorf("%d sets: the headers of sets were read %d times and members %d times", sets, h, l)
+		}
+		if a, c := k.applies.Load()-applies, k.commands.Load()-commands; a != changes || c != changes {
+			t.Errorf("%d sets: %d changes took %d calls with %d commands", sets, changes, a, c)
+		}
+	}
 }
