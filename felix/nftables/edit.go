@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	netfilter "github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -25,45 +26,57 @@ func (h *Host) Edit(ctx context.Context, members []Member) error {
 	h.edit.Lock()
 	defer h.edit.Unlock()
 	if h.conn == nil {
-		if err := h.within(h.connect); err != nil {
+		conn := &editor{}
+		if err := h.within(conn.open); err != nil {
 			return fmt.Errorf("nf_tables: %w", err)
 		}
-		conn := h.conn
-		context.AfterFunc(ctx, func() { h.disconnect(conn) })
+		h.conn = conn
+		conn.stop = context.AfterFunc(ctx, func() {
+			h.edit.Lock()
+			defer h.edit.Unlock()
+			if h.conn == conn {
+				h.disconnect()
+			}
+		})
 	}
-	err := queue(h.conn, members)
-	if err == nil {
-		err = h.conn.Flush()
-	}
-	if err != nil { // there may be answers left that would be taken for the next transaction's
-		h.drop()
+	if err := h.conn.write(members); err != nil {
+		h.disconnect() // there may be answers left that would be taken for the next transaction's
 		return fmt.Errorf("nf_tables: %w", err)
 	}
 	return nil
 }
 
-// connect opens the socket of Edit.
-func (h *Host) connect() (err error) {
-	h.conn, err = netfilter.New(netfilter.AsLasting(), netfilter.WithSockOptions(func(c *netlink.Conn) error {
+func (h *Host) disconnect() {
+	h.conn.stop()
+	_ = h.conn.CloseLasting()
+	h.conn = nil
+}
+
+// editor is the socket of Edit.
+type editor struct {
+	*netfilter.Conn
+	sock *netlink.Conn
+	stop func() bool // ends the wait for the context
+}
+
+// open opens it in the thread's namespace.
+func (e *editor) open() (err error) {
+	e.Conn, err = netfilter.New(netfilter.AsLasting(), netfilter.WithSockOptions(func(c *netlink.Conn) error {
+		e.sock = c
 		return errors.Join(c.SetWriteBuffer(buffer), c.SetReadBuffer(buffer))
 	}))
-	if err != nil {
-		h.conn = nil
-	}
 	return err
 }
 
-func (h *Host) disconnect(conn *netfilter.Conn) {
-	h.edit.Lock()
-	defer h.edit.Unlock()
-	if h.conn == conn {
-		h.drop()
-	}
-}
+// patience is how long the kernel's answers may take. They are there when it has taken a transaction.
+const patience = 10 * time.Second
 
-func (h *Host) drop() {
-	_ = h.conn.CloseLasting()
-	h.conn = nil
+// write brings members in, in one transaction.
+func (e *editor) write(members []Member) error {
+	if err := errors.Join(e.sock.SetReadDeadline(time.Now().Add(patience)), queue(e.Conn, members)); err != nil {
+		return err
+	}
+	return e.Flush()
 }
 
 // queue makes the messages: one for each set, and for what comes and what goes.

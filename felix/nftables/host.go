@@ -9,7 +9,6 @@ import (
 	"syscall"
 	"time"
 
-	netfilter "github.com/google/nftables"
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 )
@@ -23,7 +22,7 @@ type Host struct {
 	nft knftables.Interface
 
 	edit sync.Mutex
-	conn *netfilter.Conn // nil: there is none
+	conn *editor // nil: there is none
 }
 
 // NewHost makes the Host of the namespace that its methods are called in.

@@ -4,8 +4,9 @@
 // The table holds base chains around the places where services are translated, a chain of
 // each policy and direction, chains of each endpoint, which verdict maps find by the
 // interface's name whatever their number, and the sets that rules ask. What a delta changes
-// goes into the kernel as one transaction of nft(8), written by knftables: a packet meets
-// the rules and sets of before or of after (I2), and only what differs is written (I8).
+// goes into the kernel as one transaction: a packet meets the rules and sets of before or of
+// after (I2), and only what differs is written (I8). nft(8) does it, by knftables; where only
+// members of sets and maps change, as for a CNI ADD, netlink does it alone.
 //
 // The kernel is read over netlink, at the start, after somebody else has changed the table,
 // and now and then. In between what we wrote is what stands there: each rule carries the
