@@ -368,6 +368,42 @@ func TestPolicyRestartOpen(t *testing.T) {
 	})
 }
 
+// TestPolicyFromChainsForAll starts beside rules as agents made them that had chains for every pod: those of known
+// pods hold until their own state comes, and go then without a packet lost.
+func TestPolicyFromChainsForAll(t *testing.T) {
+	backends(t, func(t *testing.T, w *world, b iptables.Backend) {
+		script := "*filter\n:cali-allow - [0:0]\n:cali-wl-ingress - [0:0]\n:cali-wl-egress - [0:0]\n-A cali-allow -j MARK --set-xmark 0x10000/0x10000\n"
+		for i, a := range []string{"10.0.0.1", "10.0.0.2"} {
+			script += fmt.Sprintf(":cali-wi-cali%[1]d - [0:0]\n:cali-we-cali%[1]d - [0:0]\n-A cali-wl-ingress -o cali%[1]d -g cali-wi-cali%[1]d\n-A cali-wl-egress -i cali%[1]d -g cali-we-cali%[1]d\n"+
+				"-A cali-wi-cali%[1]d -g cali-allow\n-A cali-we-cali%[1]d ! -s %[2]s -j DROP\n-A cali-we-cali%[1]d -g cali-allow\n", i, a)
+		}
+		kerneltest.Must(t, iptables.NewHost(iptables.IPv4, b, 0).Within(w.Lab.Within).Restore(t.Context(), []byte(script+"COMMIT\n")))
+		w.start(b, "cali0")
+		w.Settle()
+		check := func(what string, of int, want bool) {
+			t.Helper()
+			pod := fmt.Sprintf("pod%d", of)
+			if wrong, err := w.Lab.Check([]trace.Packet{w.Packet(false, 6, pod, "outside", 9), w.Packet(false, 6, "outside", pod, 9)}, []bool{want, want}); err != nil || len(wrong) > 0 {
+				t.Errorf("%s: %s: %v are not %v (%v)", what, pod, wrong, want, err)
+			}
+		}
+		check("kept", 0, true)
+		check("not known", 1, false)
+		w.foreign(0)
+		w.none("kept", w.spoofed(0, "outside")[0])
+		kerneltest.Must(t, w.Engine.SetEndpoint(kerneltest.Pod(0, "app=a")))
+		w.Flush()
+		check("open", 0, true)
+		w.none("open", w.spoofed(0, "outside")...)
+		w.Backend.InSync()
+		w.Settle()
+		check("in sync", 0, true)
+		if out := w.Lab.Run(t, "iptables-"+string(b)+"-save", "-t", "filter"); strings.Contains(out, "cali0") || strings.Contains(out, "cali1") {
+			t.Errorf("chains of an open pod, or of nobody, are left:\n%s", out)
+		}
+	})
+}
+
 // TestPolicyMembersHeal has somebody flush the sets of workloads' addresses, and destroy all that can be: nothing
 // that is forbidden passes meanwhile, and all comes back.
 func TestPolicyMembersHeal(t *testing.T) {

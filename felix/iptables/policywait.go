@@ -131,6 +131,13 @@ func (f *policyFamily) wrong(ep *policy.Endpoint) error {
 	if s.Backend == Auto {
 		return s.Err // not even begun
 	}
+	trouble := false
+	for _, ts := range s.Tables {
+		trouble = trouble || ts.Err != nil || len(ts.Refused) > 0
+	}
+	if !trouble { // nothing to name: this is on the way of every ADD
+		return nil
+	}
 	var errs []error
 	for t, chains := range f.rules.needs(ep) {
 		ts := s.Tables[t]
