@@ -13,7 +13,8 @@ import (
 // block, which costs one walk over the table of connections, and stays so: until a pod is
 // attached nothing leads to it but the block's blackhole, so that no connection of it is
 // confirmed (nf_conntrack_confirm comes after routing). It ceases to be clear when its pod goes,
-// and when somebody else turns out to have it.
+// and when somebody else turns out to have it. What outsiders send in its name, if their network lets
+// them, the Cutter judges when the pod's rules stand, as all that concerns a pod that is new.
 //
 // It keeps blocks and their exceptions, never the addresses of a block: one can have 2^64.
 type clearance struct {

@@ -257,6 +257,54 @@ func TestAttachRunsNothing(t *testing.T) {
 	}
 }
 
+// TestNothingLeadsToABlackhole: of an address of a block that no pod has no connection is confirmed,
+// whether packets come from elsewhere or from the host. Clearance rests on that.
+func TestNothingLeadsToABlackhole(t *testing.T) {
+	startNode(t, "nftables") // whose rules ask for the state of connections
+	peer := fmt.Sprintf("enforce-%d", os.Getpid())
+	run := func(commands ...string) {
+		t.Helper()
+		for _, c := range commands {
+			if out, err := exec.Command("sh", "-c", c).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %s", c, err, out)
+			}
+		}
+	}
+	run("ip netns add " + peer)
+	t.Cleanup(func() { run("ip netns del " + peer) })
+	run("ip link add up0 type veth peer eth0 netns "+peer, "ip link add void0 type veth peer void1", "ip link set void0 arp off up", "ip link set void1 up", "ip link set up0 up",
+		"ip addr add 192.0.2.1/24 dev up0", "ip -6 addr add fd02::1/64 dev up0 nodad", "ip route add 10.78.0.0/16 dev void0", "ip -6 route add fd78::/64 dev void0",
+		"echo 1 > /proc/sys/net/ipv4/ip_forward", "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
+	in := "ip netns exec " + peer + " "
+	run(in+"ip link set eth0 up", in+"ip addr add 192.0.2.2/24 dev eth0", in+"ip -6 addr add fd02::2/64 dev eth0 nodad",
+		in+"ip route add default via 192.0.2.1", in+"ip -6 route add default via fd02::1")
+	tracked := func() map[netip.Addr]bool {
+		out := map[netip.Addr]bool{}
+		if err := conntrack.NewTable().Flows(t.Context(), nil, func(f *conntrack.Flow) { out[f.Destination.Addr()] = true }); err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	for _, ends := range [][2]string{{"10.77.200.1", "10.78.0.1"}, {"fd77::c8:1", "fd78::1"}} {
+		nobody, there := netip.MustParseAddr(ends[0]), netip.MustParseAddr(ends[1])
+		for _, from := range []string{in, ""} {
+			for _, to := range []netip.Addr{nobody, there} {
+				run(fmt.Sprintf("%sbash -c 'echo x > /dev/udp/%s/9 || true'", from, to))
+			}
+			if have := tracked(); !have[there] {
+				t.Errorf("no connection with %s, which is routed: the test shows nothing", there)
+			}
+			if _, err := conntrack.NewTable().Delete(t.Context(), 0, func(f *conntrack.Flow) bool { return f.Destination.Addr() == there }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		have := tracked()
+		if have[nobody] {
+			t.Errorf("a connection with %s, which nobody has", nobody)
+		}
+	}
+}
+
 // BenchmarkAttach measures what an ADD waits for because of policy, from both families' addresses
 // to rules in the kernel.
 func BenchmarkAttach(b *testing.B) {

@@ -245,11 +245,11 @@ type PolicyEndpoint struct {
 	ServiceAccount string       // of a workload; name in its namespace
 	Addresses      []netip.Addr // of a host: its expectedIPs
 	Ports          []EndpointPort
-	// Interface is the host's end of the link (or the host's own interface; "*": all that are no
+	// Interface is the host's end of the link, there already or to come (or the host's own interface; "*": all that are no
 	// workload's) on this node; empty for endpoints of other nodes.
 	Interface string
-	// UID of a pod that is attached here, as its runtime told it; empty where it did not. No policy
-	// asks for it: it says whether two are the same pod.
+	// UID of a pod that is attached here, as its runtime told it, or is to be, as its runtime will tell
+	// it; empty where it did not. No policy asks for it: it says whether two are the same pod.
 	UID string
 	// Unknown: the pod is attached here and its object was never seen. Nothing passes; no
 	// selector selects it.
