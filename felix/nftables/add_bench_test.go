@@ -47,14 +47,15 @@ func BenchmarkAdd(b *testing.B) {
 				for b.Loop() {
 					b.StopTimer()
 					e := kerneltest.LargePod(7, 7)
-					e.ID.Name, e.Interface, e.Addresses = "new", "calinew", nil
+					e.ID.Name, e.Interface, e.Addresses = kind, "cali"+kind, nil
 					if kind == "open" {
 						e.ID.Namespace = "free"
+						engine.RemoveEndpoint(e.ID)
 					} else {
 						kerneltest.Must(b, engine.SetEndpoint(e))
-						r.Apply(engine.Flush())
-						kerneltest.Must(b, r.Wait(context.Background()))
 					}
+					r.Apply(engine.Flush())
+					kerneltest.Must(b, r.Wait(context.Background()))
 					e.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 200, byte(n >> 8), byte(n)}), netip.MustParseAddr(fmt.Sprintf("fd00::%x", n+1))}
 					n++
 					kerneltest.Must(b, engine.SetEndpoint(e))
@@ -67,9 +68,6 @@ func BenchmarkAdd(b *testing.B) {
 					b.StopTimer()
 					used += cpu(b) - before
 					kerneltest.Must(b, err)
-					engine.RemoveEndpoint(e.ID)
-					r.Apply(engine.Flush())
-					kerneltest.Must(b, r.Wait(context.Background()))
 					b.StartTimer()
 				}
 				slices.Sort(all)
