@@ -56,8 +56,8 @@ func (e *Enforcer) forget(ctx context.Context, ep model.Endpoint) error {
 	if len(due) == 0 {
 		return nil
 	}
-	e.forgetting.Lock()
-	defer e.forgetting.Unlock()
+	e.forgetting.RLock()
+	defer e.forgetting.RUnlock()
 	e.mu.Lock()
 	due = e.addrs.dirty(ep.Addresses) // not those that a walk before this one has made clear
 	e.mu.Unlock()
@@ -85,16 +85,17 @@ func (e *Enforcer) clean(ctx context.Context) error {
 			return nil
 		case <-e.dirty:
 		}
+		// A block that is new is asked for addresses right away.
+		if err := e.cleanBlocks(ctx); err != nil && ctx.Err() == nil {
+			e.cfg.Log.Debug("connections of addresses of this node's blocks are looked for at each ADD; trying again", "error", err)
+			time.AfterFunc(cleanRetry, func() { signal(e.dirty) })
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(cleanGather):
 		}
 		e.sweep(ctx)
-		if err := e.cleanBlocks(ctx); err != nil && ctx.Err() == nil {
-			e.cfg.Log.Debug("connections of addresses of this node's blocks are looked for at each ADD; trying again", "error", err)
-			time.AfterFunc(cleanRetry, func() { signal(e.dirty) })
-		}
 	}
 }
 

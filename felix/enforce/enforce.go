@@ -100,7 +100,9 @@ type Enforcer struct {
 	since    time.Time // that of the first change in standing
 	changes  Changes
 
-	forgetting sync.Mutex // held while connections are forgotten; taken before mu
+	// forgetting is held while connections are forgotten, and taken before mu: by any number of
+	// Attach, which share a walk (conntrack.Table.Forget), or by one walk that nobody waits for.
+	forgetting sync.RWMutex
 }
 
 // New makes an Enforcer. Nothing is enforced before Use.
