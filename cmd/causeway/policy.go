@@ -49,9 +49,10 @@ func (a *agent) usePolicy(snap *model.Snapshot) {
 		}
 		backend, err := nftables.New(nftables.Config{Log: a.log, Marks: a.marks, Known: a.known, Guarded: guarded, Resync: a.o.resync})
 		if err != nil {
-			a.log.Error("policy cannot be enforced, and no pod can start", "error", err)
+			a.cannotEnforce(err)
 			return
 		}
+		a.enforces(backend.Ready)
 		a.policy.Use(backend, a.retireIPTables)
 		return
 	}
@@ -63,13 +64,26 @@ func (a *agent) usePolicy(snap *model.Snapshot) {
 		Log: a.log, Rules: rules, Sets: a.sets, SetOwner: policySets, Marks: a.marks, Known: a.known,
 	})
 	if err != nil {
-		a.log.Error("policy cannot be enforced, and no pod can start", "error", err)
+		a.cannotEnforce(err)
 		return
 	}
+	a.enforces(func() error { return nil }) // that iptables works at all, ready asks anyway
 	a.policy.Use(backend, func(ctx context.Context) error {
 		_, err := nftables.Remove(ctx, nil)
 		return err
 	})
+}
+
+// enforces notes how to ask whether rules of policy can be brought into the kernel at all.
+func (a *agent) enforces(ready func() error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.enforced = ready
+}
+
+func (a *agent) cannotEnforce(err error) {
+	a.log.Error("policy cannot be enforced, and no pod can start", "error", err)
+	a.enforces(func() error { return err })
 }
 
 // retireIPTables has no policy in iptables: its rules go, and then its sets. What pods send from

@@ -77,9 +77,10 @@ type agent struct {
 	outside     []netip.Addr
 	bgpProblems []model.Problem
 	adverts     []netip.Prefix
-	rulesSeen   bool // all rules were in force once
-	synced      bool // BGP was in sync with its peers once
-	marked      bool // the mark that an agent ran here stands
+	rulesSeen   bool         // all rules were in force once
+	enforced    func() error // why no rule of policy was ever in force; nil before there is a backend
+	synced      bool         // BGP was in sync with its peers once
+	marked      bool         // the mark that an agent ran here stands
 }
 
 // newAgent makes all parts; nothing runs yet.
@@ -507,7 +508,7 @@ func (r reversePath) now() error {
 // addresses, and not rules that were in force and are contested now.
 func (a *agent) ready() error {
 	a.mu.Lock()
-	snap, started := a.snap, a.rulesSeen
+	snap, started, enforced := a.snap, a.rulesSeen, a.enforced
 	a.mu.Unlock()
 	if snap.Revision == 0 {
 		return fmt.Errorf("datastore %s was not read yet", a.o.datastore)
@@ -531,6 +532,12 @@ func (a *agent) ready() error {
 		if err := r.now(); err != nil {
 			return fmt.Errorf("%s: %w", r, err)
 		}
+	}
+	if enforced == nil {
+		return errors.New("policy has no rules yet")
+	}
+	if err := enforced(); err != nil {
+		return err
 	}
 	a.mu.Lock()
 	a.rulesSeen = true

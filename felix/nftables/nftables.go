@@ -67,6 +67,7 @@ type Policy struct {
 	pending []*step       // that are not in the kernel yet, in their order
 	round   chan struct{} // closed when some are, or a round has failed, and replaced
 	once    bool          // a round has ended
+	stood   bool          // one has ended well
 	err     error         // of the last one
 
 	// rules and table are Run's to change; others read them with mu held.
@@ -204,7 +205,7 @@ func (p *Policy) ended(ctx context.Context, steps []*step, err error, tried ...*
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.err, p.once = err, true
+	p.err, p.once, p.stood = err, true, p.stood || err == nil
 	for _, s := range steps {
 		s.done = true
 	}
@@ -359,6 +360,20 @@ func (p *Policy) Wait(ctx context.Context, interfaces ...string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Ready says why the table has never been brought into the kernel since the start; nil once it was. What the
+// kernel refuses of it, and whatever comes after, is no matter of Ready.
+func (p *Policy) Ready() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.stood:
+		return nil
+	case p.err != nil:
+		return fmt.Errorf("policy: %w", p.err)
+	}
+	return fmt.Errorf("policy: table inet %s is not in the kernel yet", TableName)
 }
 
 // Status is what a Policy says about itself.

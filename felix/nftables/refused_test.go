@@ -2,6 +2,7 @@ package nftables_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -149,13 +150,24 @@ func TestNoKernel(t *testing.T) {
 			t.Errorf("%v: %v", of, err)
 		}
 	}
+	if err := pol.Ready(); err == nil || !strings.Contains(err.Error(), "refused by the test") {
+		t.Errorf("Ready: %v", err)
+	}
 	refuse.Store(false)
 	kerneltest.Eventually(t, func() string {
-		if err := pol.Wait(ctx, "cali0"); err != nil {
+		if err := errors.Join(pol.Wait(ctx, "cali0"), pol.Ready()); err != nil {
 			return err.Error()
 		}
 		return ""
 	})
+	refuse.Store(true) // what fails later does not make the node useless
+	pol.Apply(&policy.Delta{GoneEndpoints: []string{"cali0"}})
+	if err := pol.Wait(ctx); err == nil {
+		t.Error("Wait: no error")
+	}
+	if err := pol.Ready(); err != nil {
+		t.Errorf("Ready: %v", err)
+	}
 }
 
 // TestSources has a pod send from what it was granted, and from nothing else of others'.
