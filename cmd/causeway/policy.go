@@ -47,7 +47,7 @@ func (a *agent) usePolicy(snap *model.Snapshot) {
 		if err != nil {
 			a.log.Warn("running pods' packets are dropped until their policy is known", "error", err)
 		}
-		backend, err := nftables.New(nftables.Config{Log: a.log, Marks: a.marks, Known: a.known, Guarded: guarded, Resync: a.o.resync})
+		backend, err := nftables.New(nftables.Config{Log: a.log, Marks: a.marks, Known: a.known, Guarded: guarded, Resync: a.o.resync, Healed: a.healed})
 		if err != nil {
 			a.cannotEnforce(err)
 			return
@@ -73,6 +73,9 @@ func (a *agent) usePolicy(snap *model.Snapshot) {
 		return err
 	})
 }
+
+// healed hears that rules or sets are as they should be again.
+func (a *agent) healed() { a.policy.Reconsider() }
 
 // enforces notes how to ask whether rules of policy can be brought into the kernel at all.
 func (a *agent) enforces(ready func() error) {

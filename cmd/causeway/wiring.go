@@ -120,7 +120,7 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 	}
 	var rules []felix.Rules
 	for _, family := range []iptables.Family{iptables.IPv4, iptables.IPv6} {
-		r, err := iptables.New(iptables.Config{Family: family, Log: log, Backend: backend, Resync: o.resync})
+		r, err := iptables.New(iptables.Config{Family: family, Log: log, Backend: backend, Resync: o.resync, Healed: a.healed})
 		if err != nil {
 			return nil, err
 		}
@@ -201,7 +201,7 @@ func newAgent(o options, log *slog.Logger, run *runFolder) (*agent, error) {
 
 // encapsulation makes what stands between a route and its tunnel.
 func (a *agent) encapsulation() (err error) {
-	if a.sets, err = ipset.New(ipset.Config{Log: a.log, Owners: []string{encapguard.Owner, policySets}, Resync: a.o.resync}); err != nil {
+	if a.sets, err = ipset.New(ipset.Config{Log: a.log, Owners: []string{encapguard.Owner, policySets}, Resync: a.o.resync, Healed: a.healed}); err != nil {
 		return err
 	}
 	a.guard, err = encapguard.New(encapguard.Config{Log: a.log, Rules4: a.rules[0], Rules6: a.rules[1], Sets: a.sets})

@@ -198,6 +198,10 @@ func (e *Enforcer) hand() {
 	e.poke()
 }
 
+// Reconsider has all established flows judged again. It is called when rules or sets stand again that
+// somebody else had taken away: flows that began meanwhile would pass for ever.
+func (e *Enforcer) Reconsider() { e.cutter.Poke() }
+
 // tell wakes who waits for the engine or the backend to know something. It is called with mu
 // held.
 func (e *Enforcer) tell() {

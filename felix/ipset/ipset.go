@@ -143,6 +143,9 @@ type Config struct {
 	// MaxElem is the least limit of members that a set is made with. The kernel takes no
 	// memory for it, and a set that outgrows it gets a larger one. Optional: DefaultMaxElem.
 	MaxElem int
+	// Healed is called when sets of ours are again as they should be that somebody else had changed:
+	// rules that name them met others meanwhile. It must not wait. Optional.
+	Healed func()
 }
 
 // Defaults of Config.

@@ -46,6 +46,7 @@ type Reconciler struct {
 	members int               // wanted, of all sets
 	again   bool              // a set was left half done that no work under way will come to
 	healed  uint64
+	said    uint64 // healed, when Config.Healed was last called
 	written uint64
 }
 
@@ -346,6 +347,10 @@ func (r *Reconciler) finish(whole error) error {
 		all = append(all, errs[n])
 	}
 	err := errors.Join(all...)
+	if r.healed > r.said && r.cfg.Healed != nil {
+		r.cfg.Healed()
+	}
+	r.said = r.healed
 
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -111,6 +111,9 @@ type Config struct {
 	// LockTimeout is how long one call waits for /run/xtables.lock, in whole seconds.
 	// Optional: 10 s.
 	LockTimeout time.Duration
+	// Healed is called when rules of ours stand again that somebody else had changed or taken
+	// away: what they were to keep out may have come in meanwhile. It must not wait. Optional.
+	Healed func()
 }
 
 // Defaults of Config.

@@ -23,6 +23,7 @@ type Reconciler struct {
 	log    *slog.Logger
 	loop   *reconcile.Loop
 	resync time.Duration // configured; 0: by what the kernel tells
+	mended func()        // Config.Healed
 
 	watching chan struct{} // closed once it is known whether the kernel tells of changes
 	heal     *time.Timer   // pokes the loop for drift that came too soon after the last
@@ -63,7 +64,7 @@ func New(cfg Config) (*Reconciler, error) {
 		return nil, fmt.Errorf("iptables: Config.Resync is %s; it must be positive, or 0 for the default", cfg.Resync)
 	}
 	r := &Reconciler{
-		family: cfg.Family, kernel: cfg.Kernel, resync: cfg.Resync, healEvery: time.Second,
+		family: cfg.Family, kernel: cfg.Kernel, resync: cfg.Resync, mended: cfg.Healed, healEvery: time.Second,
 		watching: make(chan struct{}), round: make(chan struct{}),
 		pending: map[Table]*change{}, set: map[Table]bool{}, hooked: map[Table]map[string]bool{},
 		drifted: map[Table]bool{}, tables: map[Table]*table{},

@@ -53,6 +53,9 @@ func (r *Reconciler) write(ctx context.Context, t *table, parts []part, drift bo
 	}
 	t.wrote = time.Now()
 	r.log.Info("iptables changed", "table", t.name, "chains", set, "deleted", del, "hooks", hooks, "drift", drift)
+	if drift && set+hooks > 0 && r.mended != nil {
+		r.mended()
+	}
 	return nil
 }
 

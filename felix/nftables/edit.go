@@ -69,7 +69,7 @@ func (e *editor) open() (err error) {
 }
 
 // patience is how long the kernel's answers may take. They are there when it has taken a transaction.
-const patience = 10 * time.Second
+const patience = time.Second
 
 // write brings members in, in one transaction.
 func (e *editor) write(members []Member) error {

@@ -50,6 +50,9 @@ type Config struct {
 	Guarded []string
 	// Kernel is where the table stands. Optional: a Host of the network namespace that Run is called in.
 	Kernel Kernel
+	// Healed is called when the table is again as it should be that somebody else had changed: what it
+	// was to keep out may have come in meanwhile. It must not wait. Optional.
+	Healed func()
 	// Resync is how often the table is compared with what is wanted without being asked for;
 	// default as in package reconcile.
 	Resync time.Duration
@@ -79,6 +82,9 @@ type Policy struct {
 	due      time.Time     // when what was refused is tried again
 	patience time.Duration // what it waited for that
 	clumsy   string        // why netlink alone did not do, the last time
+	unread   bool          // the last try to read the table failed: the next round begins with it
+	changed  bool          // somebody else has changed the table, and it is not healed yet
+	healed   func()        // Config.Healed
 }
 
 // New makes a Policy. It touches nothing until Run.
@@ -100,7 +106,7 @@ func New(cfg Config) (*Policy, error) {
 	}
 	t := newTable()
 	p := &Policy{
-		log: cfg.Log.With("reconciler", "nftables"), kernel: cfg.Kernel, round: make(chan struct{}),
+		log: cfg.Log.With("reconciler", "nftables"), kernel: cfg.Kernel, healed: cfg.Healed, round: make(chan struct{}),
 		table: t, rules: newRuleset(dialect{cfg.Marks}, t, cfg.Workloads, cfg.Known, cfg.Guarded),
 	}
 	p.loop = (&reconcile.Loop{Name: "nftables", Log: cfg.Log, Apply: p.apply, Resync: cfg.Resync}).Init()
@@ -157,7 +163,8 @@ func (p *Policy) apply(ctx context.Context, resync bool) error {
 	if len(light) > 0 {
 		_ = p.bring(ctx, light) // what is wrong is wrong below, too
 	}
-	if again := p.retry(); resync || again || !p.begun {
+	if again := p.retry(); resync || again || p.unread || !p.begun {
+		p.unread = true
 		if err := p.read(ctx); err != nil {
 			p.ended(ctx, nil, err, seen...)
 			return err
@@ -194,6 +201,12 @@ func (p *Policy) bring(ctx context.Context, steps []*step) error {
 	}
 	p.mu.Unlock()
 	err := p.write(ctx)
+	if err == nil && p.changed {
+		p.changed = false
+		if p.healed != nil {
+			p.healed()
+		}
+	}
 	p.ended(ctx, steps, err)
 	return err
 }
@@ -249,7 +262,9 @@ func (p *Policy) read(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	changed := p.table.see(now)
+	p.unread = false
 	if p.begun && len(changed) > 0 {
+		p.changed = true
 		p.log.Info("the table is not as it was left", "what", changed)
 	}
 	return nil

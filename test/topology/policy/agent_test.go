@@ -51,6 +51,9 @@ func killed(t *testing.T, f *fabric) {
 	if n := established.lost(); n > 0 {
 		t.Errorf("%d packets of established flows were lost", n)
 	}
+	if _, err := f.n1.Exec(ctx, "nft", "delete", "table", "inet", "tracked"); err != nil {
+		t.Error(err)
+	}
 	f.put(t)
 }
 
@@ -136,6 +139,10 @@ func ourTables(verb string) string {
 // healsWithin is how long the rules may be gone that somebody took away.
 const healsWithin = 10 * time.Second
 
+// tracked has the node track connections whether or not there is a rule of ours, as kube-proxy does: what begins
+// while the rules are gone is established when they are back.
+const tracked = `printf 'add table inet tracked\ndelete table inet tracked\ntable inet tracked { chain every { type filter hook prerouting priority 0; ct state new counter; }; }\n' | nft -f -`
+
 // flushed takes rules and sets away by hand. They are back within seconds, and once they are
 // what they forbid does not arrive, though it was answered meanwhile.
 func flushed(t *testing.T, f *fabric) {
@@ -144,14 +151,15 @@ func flushed(t *testing.T, f *fabric) {
 	f.echo(t, f.target)
 	tp := openTap(t, f.target)
 	to := at(hailPort, addrs(f.target)...)
-	bad := []*probe.Hail{startHail(t, f.bad1, 500, to...), startHail(t, f.bad2, 500, to...)}
 	good := []*probe.Hail{startHail(t, f.good1, 500, to...), startHail(t, f.good2, 500, to...)}
 	forbidden := func() probe.Arrivals { return tp.From(addrs(f.bad1, f.bad2)...) }
 	for _, h := range hands[f.backend.name] {
+		// Each time they come from other ports: no connection of theirs is known, and cut, from before.
+		bad := []*probe.Hail{startHail(t, f.bad1, 500, to...), startHail(t, f.bad2, 500, to...)}
 		goOn(t, 50, bad...)
 		before := forbidden().Count
 		began := time.Now()
-		if _, err := f.n1.Exec(ctx, "sh", "-c", h.command); err != nil {
+		if _, err := f.n1.Exec(ctx, "sh", "-c", tracked+" && {\n"+h.command+"\n} && "+tracked); err != nil {
 			t.Fatalf("%s: %v", h.name, err)
 		}
 		done := time.Since(began)
@@ -182,6 +190,9 @@ func flushed(t *testing.T, f *fabric) {
 			window = healed.Last.Sub(began)
 		}
 		t.Logf("%s (took %s): %d forbidden packets arrived, the last %s after it began", h.name, done.Round(time.Millisecond), healed.Count-before, window.Round(time.Millisecond))
+		for _, b := range bad {
+			b.Close()
+		}
 	}
 	f.put(t)
 }
