@@ -51,9 +51,6 @@ func killed(t *testing.T, f *fabric) {
 	if n := established.lost(); n > 0 {
 		t.Errorf("%d packets of established flows were lost", n)
 	}
-	if _, err := f.n1.Exec(ctx, "nft", "delete", "table", "inet", "tracked"); err != nil {
-		t.Error(err)
-	}
 	f.put(t)
 }
 
@@ -193,6 +190,9 @@ func flushed(t *testing.T, f *fabric) {
 		for _, b := range bad {
 			b.Close()
 		}
+	}
+	if _, err := f.n1.Exec(ctx, "nft", "delete", "table", "inet", "tracked"); err != nil {
+		t.Error(err)
 	}
 	f.put(t)
 }

@@ -207,6 +207,11 @@ func (f *fabric) put(t *testing.T, documents ...string) time.Duration {
 	return f.inForce(t, gone, 10*time.Second, began)
 }
 
+// selected has a policy select the target at any time, which decides nothing: a pod that none selects has no rules
+// of its own, and gets them a moment after those of others are in force.
+var selected = "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: last}\nspec: {order: 1000000000, defaultAction: Pass}\n---\n" +
+	gnpIn("last", "last.selected", "ingress: [{action: Pass}]")
+
 // write writes policies in the place of all that were there. It returns whether objects are
 // gone with that.
 func (f *fabric) write(t *testing.T, documents ...string) (gone bool) {
@@ -224,7 +229,7 @@ func (f *fabric) write(t *testing.T, documents ...string) (gone bool) {
 	opens := func(name string, port uint16) string {
 		return fmt.Sprintf("apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: %s, namespace: marker}\nspec: {ingress: [{action: Allow, protocol: UDP, destination: {ports: [%d]}}]}\n", name, port)
 	}
-	documents = append(slices.Clone(documents), opens(fmt.Sprintf("removed-%d", now.removed), removedPort+now.removed), opens("written", writtenPort+now.written), "")
+	documents = append(slices.Clone(documents), selected, opens(fmt.Sprintf("removed-%d", now.removed), removedPort+now.removed), opens("written", writtenPort+now.written), "")
 	f.manifests().Write(t, policiesFile, strings.Join(documents, "---\n"))
 	f.version = now
 	return gone

@@ -152,7 +152,7 @@ func killedInChange(t *testing.T, f *fabric) {
 			t.Errorf("%s, killed after %s: a flow was interrupted for %s", c, after, longest)
 		}
 	}
-	f.WaitEstablished(t, 30*time.Second)
+	f.WaitEstablished(t, time.Minute)
 	f.talk(t, vxlanCross, f.Pods...)
 }
 
