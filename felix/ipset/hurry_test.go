@@ -2,6 +2,7 @@ package ipset_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -87,6 +88,50 @@ func addresses(first byte, n int) (out []ipset.Member) {
 		out = append(out, address(first, i))
 	}
 	return out
+}
+
+// TestFailedRoundIsNotForgotten: a round failed with the way to the kernel, and the next one brings one set sooner
+// than another. Wait says that the other one is not in the kernel until it is.
+func TestFailedRoundIsNotForgotten(t *testing.T) {
+	g := newGate("cali40a")
+	rec, _ := (&rig{kernel: g}).start(t, func(c *ipset.Config) { c.Glance, c.MaxElem = time.Hour, 4 })
+	for _, name := range []string{"cali40b", "cali40a"} {
+		rec.Replace(ipset.Set{Name: name, Type: ipset.HashIP, Family: ipset.IPv4, Members: ips("10.0.0.1")})
+	}
+	g.at(t, "apply") // made
+	g.goOn <- struct{}{}
+	wait(t, rec)
+	rec.Update("cali40a", ips("10.0.0.2"), nil)
+	g.at(t, "apply")
+	broken := errors.New("no way")
+	g.Fail(broken)
+	g.goOn <- struct{}{}
+	if err := waitErr(t, rec, "cali40a"); !errors.Is(err, broken) {
+		t.Fatalf("Wait says %v, want %v", err, broken)
+	}
+	g.at(t, "list") // the next round
+	g.goOn <- struct{}{}
+	g.at(t, "apply")
+	for i := range 3 { // it is full now, and needs another attempt
+		if err := g.Foreign(fmt.Sprintf("add cali40a 10.0.1.%d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.goOn <- struct{}{}
+	g.at(t, "list")
+	if err := waitErr(t, rec, "cali40b"); err != nil {
+		t.Errorf("Wait says %v of the set that is as wanted", err)
+	}
+	if err := waitErr(t, rec, "cali40a"); !errors.Is(err, broken) {
+		t.Errorf("Wait says %v of the set that is not as wanted, want %v", err, broken)
+	}
+	g.open(t)
+	eventually(t, func() string {
+		if err := waitErr(t, rec, "cali40a"); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 }
 
 // TestHurry: while thousands of members of one set are written, a small addition to another

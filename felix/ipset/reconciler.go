@@ -1,6 +1,7 @@
 package ipset
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -347,6 +348,12 @@ func (r *Reconciler) finish(whole error) error {
 		all = append(all, errs[n])
 	}
 	err := errors.Join(all...)
+	if whole != nil {
+		// Until each of them is settled: another one may be sooner, and says that the kernel was reached.
+		for s := range r.dirty {
+			errs[s.name] = cmp.Or(s.err, whole)
+		}
+	}
 	if r.healed > r.said && r.cfg.Healed != nil {
 		r.cfg.Healed()
 	}
