@@ -207,13 +207,14 @@ func TestPolicyOpens(t *testing.T) {
 			}
 			n := len(shots)
 			shots = append(shots, w.spoofed(0, "pod1")...)
-			got, err := w.Lab.Fire(shots)
+			want := slices.Concat(slices.Repeat([]bool{true}, n), make([]bool, len(shots)-n))
+			got, err := w.Lab.Await(shots, want)
 			if err != nil {
 				t.Fatal(err)
 			}
 			sent += len(shots)
 			for i, p := range shots {
-				if got[i] != (i < n) {
+				if got[i] != want[i] {
 					t.Errorf("%s: arrived %v", p, got[i])
 				}
 			}
@@ -287,7 +288,7 @@ func TestPolicyRestartOpen(t *testing.T) {
 		traffic := func(ctx context.Context) {
 			t.Helper()
 			for ctx.Err() == nil {
-				got, err := w.Lab.Fire(shots)
+				got, err := w.Lab.Await(shots, slices.Repeat([]bool{true}, len(shots)))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -109,6 +109,28 @@ func TestAdd(t *testing.T) {
 	}
 }
 
+// TestSwitchedAfterItsChains: a pod that was open is led to its chains once they stand, not while they come.
+func TestSwitchedAfterItsChains(t *testing.T) {
+	n, r := node(t)
+	web(n, "app=a")
+	kerneltest.Must(t, n.Engine.SetEndpoint(kerneltest.Pod(0, "app=b")))
+	r.InSync()
+	n.Flush()
+	r.to.took()
+	r.to.edited()
+	add(n, r, kerneltest.Pod(0, "app=a"))
+	scripts, edits := r.to.took(), r.to.edited()
+	if len(scripts) != 1 || strings.Contains(scripts[0], "to-workload") || len(edits) != 1 || len(edits[0]) != 6 {
+		t.Errorf("nft:\n%s\nand %+v", strings.Join(scripts, "\n"), edits)
+	}
+	n.Expect("selected", "outside > pod0:80 yes", "outside > pod0:81 no")
+	add(n, r, kerneltest.Pod(0, "app=b"))
+	if s := r.to.took(); len(s) != 1 {
+		t.Errorf("%d transactions to make it open; want 1", len(s))
+	}
+	n.Expect("open", "outside > pod0:81 yes")
+}
+
 // TestSwitched has policies take a pod and leave it again, while packets go on that both allow, and
 // packets that neither does.
 func TestSwitched(t *testing.T) {
@@ -146,7 +168,7 @@ func TestSwitched(t *testing.T) {
 			s.SrcPort = uint16(2000 + i)
 			shots, want = append(shots, s), append(want, s.DstPort == 80)
 		}
-		got, err := n.Lab.Fire(shots)
+		got, err := n.Lab.Await(shots, want)
 		kerneltest.Must(t, err)
 		sent += len(shots)
 		for i, s := range shots {

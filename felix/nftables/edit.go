@@ -68,8 +68,9 @@ func (e *editor) open() (err error) {
 	return err
 }
 
-// patience is how long the kernel's answers may take. They are there when it has taken a transaction.
-const patience = time.Second
+// patience is how long a transaction and the kernel's answers to it may take. They are there when it is
+// through, which takes it a second for thousands of members on a machine that is busy.
+const patience = 5 * time.Second
 
 // write brings members in, in one transaction.
 func (e *editor) write(members []Member) error {

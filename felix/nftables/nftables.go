@@ -278,7 +278,7 @@ const tries = 50
 // refused costs itself only: a chain drops, a member is left out, until it changes or the next resync.
 func (p *Policy) write(ctx context.Context) error {
 	var err error
-	for n := range tries {
+	for n := 0; n < tries; n++ {
 		p.mu.Lock()
 		plan := p.table.plan(p.kernel.NewTransaction())
 		p.mu.Unlock()
@@ -289,7 +289,11 @@ func (p *Policy) write(ctx context.Context) error {
 			p.mu.Lock()
 			p.table.stands(plan)
 			p.mu.Unlock()
-			return nil
+			if len(plan.held) == 0 {
+				return nil
+			}
+			n = -1
+			continue
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()

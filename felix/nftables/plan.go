@@ -18,6 +18,7 @@ type plan struct {
 	chains  map[string]*standing // nil: gone
 	sets    map[string]*content  // new; nil: gone
 	members []Member             // in their order
+	held    []object             // members left to the next plan; see hold
 	rebuilt bool
 }
 
@@ -229,6 +230,12 @@ func (t *table) planMembers(p *plan, from State, whole []string) {
 			for _, key := range due[name] {
 				value, wanted := want.members[key]
 				old, there := is[key]
+				if there && wanted && old != value && p.hold(from, value) {
+					if comes {
+						p.held = append(p.held, object{set: name, key: key})
+					}
+					continue
+				}
 				switch {
 				case !comes && there && (!wanted || old != value):
 					p.members = append(p.members, Member{Set: name, Key: key, Ranges: want.ranges(), Gone: true})
@@ -242,6 +249,14 @@ func (t *table) planMembers(p *plan, from State, whole []string) {
 			t.change(p, want, many, comes)
 		}
 	}
+}
+
+// hold reports whether a member that leads elsewhere now must wait for the next transaction: a packet that is on its
+// way while one takes effect looks into maps as they are, but meets the rules that it began with (nft_do_chain in
+// net/netfilter/nf_tables_core.c). A chain that is new has none for it.
+func (p *plan) hold(from State, verdict string) bool {
+	_, stood := from.chains[verdict]
+	return verdict != leave && !stood && p.chains[verdict] != nil
 }
 
 // together is how many members one line of a transaction has at most. The kernel looks for the

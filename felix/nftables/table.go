@@ -203,6 +203,9 @@ func (t *table) stands(p *plan) {
 		}
 	}
 	t.settled()
+	for _, o := range p.held {
+		t.due(o.set, o.key)
+	}
 }
 
 func (t *table) settled() {

@@ -17,7 +17,7 @@ import (
 // Waits for packets: after the last one that was sent, or arrived.
 const (
 	quiet     = 15 * time.Millisecond
-	patience  = 400 * time.Millisecond // for one that should arrive and has not
+	patience  = time.Second // for those that should arrive and have not
 	batchSize = 128
 )
 
@@ -39,12 +39,19 @@ func flowOf(p trace.Packet) flow {
 // Fire sends packets, each the first of its connection, and reports which arrived: at
 // the link that Packet.Out names, or at the host where it is empty. The packets must be
 // Possible.
-func (l *Lab) Fire(packets []trace.Packet) ([]bool, error) { return l.fire(packets, quiet) }
+func (l *Lab) Fire(packets []trace.Packet) ([]bool, error) {
+	return l.Await(packets, make([]bool, len(packets)))
+}
+
+// Await is Fire that has patience with those packets that want says arrive.
+func (l *Lab) Await(packets []trace.Packet, want []bool) ([]bool, error) {
+	return l.fire(packets, want, patience)
+}
 
 // Check sends packets and returns the indices of those whose fate is not what want says.
 // One that does not arrive and should is sent once more, with patience.
 func (l *Lab) Check(packets []trace.Packet, want []bool) ([]int, error) {
-	got, err := l.Fire(packets)
+	got, err := l.fire(packets, want, quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +61,7 @@ func (l *Lab) Check(packets []trace.Packet, want []bool) ([]int, error) {
 			continue
 		}
 		if want[i] {
-			again, err := l.fire(packets[i:i+1], patience)
+			again, err := l.Await(packets[i:i+1], want[i:i+1])
 			if err != nil {
 				return nil, err
 			}
@@ -77,7 +84,7 @@ func (l *Lab) Follow(packets ...trace.Packet) ([]bool, error) {
 		if err := l.send(p, first); err != nil {
 			return nil, fmt.Errorf("send %s: %w", p, err)
 		}
-		if err := l.collect(first, packets[i:i+1], arrived[i:i+1], 3*quiet); err != nil {
+		if err := l.collect(first, packets[i:i+1], arrived[i:i+1], []bool{true}, 3*quiet); err != nil {
 			return nil, err
 		}
 	}
@@ -95,7 +102,8 @@ func (l *Lab) Inject(packets []trace.Packet) error {
 	return nil
 }
 
-func (l *Lab) fire(packets []trace.Packet, wait time.Duration) ([]bool, error) {
+// fire waits for those that want says arrive.
+func (l *Lab) fire(packets []trace.Packet, want []bool, wait time.Duration) ([]bool, error) {
 	arrived := make([]bool, len(packets))
 	for from := 0; from < len(packets); {
 		seen := map[flow]bool{}
@@ -117,7 +125,7 @@ func (l *Lab) fire(packets []trace.Packet, wait time.Duration) ([]bool, error) {
 			}
 			l.tag++
 		}
-		if err := l.collect(first, packets[from:to], arrived[from:to], wait); err != nil {
+		if err := l.collect(first, packets[from:to], arrived[from:to], want[from:to], wait); err != nil {
 			return nil, err
 		}
 		from = to
@@ -159,23 +167,36 @@ func (l *Lab) send(p trace.Packet, tag uint32) error {
 	return os.NewSyscallError("sendto", err)
 }
 
-// collect reads what arrives until nothing has for a while, or everything has.
-func (l *Lab) collect(first uint32, packets []trace.Packet, arrived []bool, wait time.Duration) error {
+// collect reads what arrives until everything has, or nothing has for a while: of wait as long
+// as one of those is missing that want names, and of quiet then.
+func (l *Lab) collect(first uint32, packets []trace.Packet, arrived, want []bool, wait time.Duration) error {
 	fds := []unix.PollFd{{Fd: int32(l.frames), Events: unix.POLLIN}}
 	for fd := range l.arrivals {
 		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 	}
 	buf := make([]byte, 4096)
-	missing := len(packets)
+	missing, wanted := len(packets), 0
+	for _, w := range want {
+		if w {
+			wanted++
+		}
+	}
 	take := func(tag uint32, out string) {
 		i := int(int32(tag - first))
 		if i >= 0 && i < len(packets) && packets[i].Out == out && !arrived[i] {
 			arrived[i] = true
 			missing--
+			if want[i] {
+				wanted--
+			}
 		}
 	}
-	for deadline := time.Now().Add(wait); missing > 0; {
-		left := time.Until(deadline)
+	for last := time.Now(); missing > 0; {
+		patience := quiet
+		if wanted > 0 {
+			patience = wait
+		}
+		left := time.Until(last.Add(patience))
 		if left <= 0 {
 			return nil
 		}
@@ -184,7 +205,7 @@ func (l *Lab) collect(first uint32, packets []trace.Packet, arrived []bool, wait
 			return os.NewSyscallError("poll", err)
 		}
 		if n > 0 {
-			deadline = time.Now().Add(wait)
+			last = time.Now()
 		}
 		for _, f := range fds {
 			for f.Revents != 0 {

@@ -121,7 +121,7 @@ func linkMessages(t *testing.T, n *Node, start Start) {
 	for kind, want := range map[uint8]bool{133: true, 134: false, 135: true, 136: true, 137: false, 128: false, 143: true} {
 		p := n.Packet(true, 58, "pod0", "host", 0)
 		p.ICMPType = kind
-		got, err := n.Lab.Fire([]trace.Packet{p})
+		got, err := n.Lab.Await([]trace.Packet{p}, []bool{want})
 		if err != nil || got[0] != want {
 			t.Errorf("type %d: arrived %v, %v", kind, got, err)
 		}
@@ -291,7 +291,7 @@ func underTraffic(t *testing.T, n *Node, start Start) {
 			p.SrcPort = uint16(2000 + i)
 			shots, want = append(shots, p), append(want, p.DstPort == 80 || p.DstPort == 443)
 		}
-		got, err := n.Lab.Fire(shots)
+		got, err := n.Lab.Await(shots, want)
 		if err != nil {
 			t.Fatal(err)
 		}
