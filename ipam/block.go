@@ -216,11 +216,10 @@ func (b *Block) set(i int, handle string, attrs map[string]string) {
 }
 
 // release frees slot i, which takes its place in the queue by the time of its release. A
-// zero time means that nobody used it: then it goes back to the head of the queue.
+// zero time means that nobody used it: then it goes back to the head of the queue. A mark
+// that says that it still rests from a later release keeps that one.
 func (b *Block) release(i int, at time.Time) {
-	if at.IsZero() {
-		at = b.Slots[i].ReleasedAt
-	}
+	at = later(at, b.Slots[i].ReleasedAt)
 	b.Slots[i] = Slot{ReleasedAt: at}
 	if !at.IsZero() {
 		n := len(b.Unallocated)
@@ -237,6 +236,13 @@ func (b *Block) release(i int, at time.Time) {
 		return 1
 	})
 	b.Unallocated = slices.Insert(b.Unallocated, at0, i)
+}
+
+func later(x, y time.Time) time.Time {
+	if y.After(x) {
+		return y
+	}
+	return x
 }
 
 // rested forgets when addresses were released that have been free for the cooldown.

@@ -64,7 +64,10 @@ func (a *Allocator) writeBlock(ctx context.Context, cidr netip.Prefix, b *Block,
 			if err := a.journal.commit(a.journal.last(), true); err != nil {
 				return 0, err
 			}
-			a.tellTunnels() // of a new address before the old one is free
+			// Of a new address before the old one is free, and that rests from then on.
+			if a.tellTunnels() {
+				continue
+			}
 		}
 		err = a.cfg.Store.Update(ctx, c)
 		a.mu.Lock()
@@ -114,7 +117,11 @@ func (a *Allocator) cooldown() time.Duration {
 // changed. a.mu is held.
 func (a *Allocator) settle(b *Block) int {
 	n := 0
-	var free []*hold
+	type freed struct {
+		i  int
+		at time.Time
+	}
+	var free []freed
 	for addr, h := range a.state.byBlock[b.CIDR] {
 		i := b.Ordinal(addr)
 		s := b.Slots[i]
@@ -123,13 +130,17 @@ func (a *Allocator) settle(b *Block) int {
 			b.set(i, h.handle, a.attributes(h))
 			n++
 		case h.state == freeing && !h.taken && s.Handle != "" && (s.Handle == a.stashHandle() || s.Handle == h.handle):
-			free = append(free, h)
+			at := h.at
+			if a.isTunnel(h.handle) {
+				at = later(at, a.tunnels.heard) // until then it was used
+			}
+			free = append(free, freed{i, at})
 			n++
 		}
 	}
-	slices.SortFunc(free, func(x, y *hold) int { return cmp.Or(x.at.Compare(y.at), x.addr.Compare(y.addr)) })
-	for _, h := range free {
-		b.release(b.Ordinal(h.addr), h.at)
+	slices.SortFunc(free, func(x, y freed) int { return cmp.Or(x.at.Compare(y.at), cmp.Compare(x.i, y.i)) })
+	for _, f := range free {
+		b.release(f.i, f.at)
 	}
 	return n
 }

@@ -354,7 +354,9 @@ func (a *Allocator) giveBack(ctx context.Context) error {
 		}
 		b := a.blocks[cidr]
 		a.mu.Lock()
-		ok := b != nil && len(a.state.byBlock[cidr]) == 0 && b.Free() == len(b.Slots)
+		// A borrower may have taken and given back an address meanwhile: with the block
+		// the rest of that address would be forgotten.
+		ok := b != nil && len(a.state.byBlock[cidr]) == 0 && b.Free() == len(b.Slots) && !b.resting(a.cfg.Now(), a.cooldown())
 		a.mu.Unlock()
 		if !ok {
 			continue

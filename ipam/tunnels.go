@@ -56,8 +56,9 @@ type tunnels struct {
 	adds  int
 	yield context.CancelFunc
 
-	told [model.Tunnels]netip.Addr
-	sure bool // told is not only what the journal said
+	told  [model.Tunnels]netip.Addr
+	heard time.Time // when the listener was told last; zero: not since New
+	sure  bool      // told is not only what the journal said
 }
 
 // SetTunnels says which tunnels this node needs an address for. It returns at once; Run
@@ -429,15 +430,18 @@ func (a *Allocator) lockForAdd(ctx context.Context) error {
 	return err
 }
 
-// tellTunnels tells the listener of tunnel addresses that changed. They are in the journal,
-// on disk. The writer's token is held.
-func (a *Allocator) tellTunnels() {
+// tellTunnels tells the listener of tunnel addresses that changed, and reports whether it
+// had to. They are in the journal, on disk. The writer's token is held.
+func (a *Allocator) tellTunnels() bool {
 	a.mu.Lock()
 	was, now := a.tunnels.told, a.state.tunnels
 	a.tunnels.told = now
+	// An agent that was killed before it told leaves an address that is free in the journal
+	// and in use on this node.
+	left := a.tunnels.heard.IsZero() && a.leftTunnel()
 	a.mu.Unlock()
-	if was == now {
-		return
+	if was == now && !left {
+		return false
 	}
 	for t := range model.Tunnel(model.Tunnels) {
 		if was[t] != now[t] {
@@ -445,12 +449,30 @@ func (a *Allocator) tellTunnels() {
 		}
 	}
 	a.hear()
+	return true
 }
 
+// leftTunnel reports whether the journal has an address that a tunnel gave up and that its
+// block does not yet have free. a.mu is held.
+func (a *Allocator) leftTunnel() bool {
+	for _, h := range a.state.holds {
+		if h.state == freeing && a.isTunnel(h.handle) {
+			return true
+		}
+	}
+	return false
+}
+
+// hear tells the listener, which from then on uses no other address: the rest of one that a
+// tunnel gave up begins here, not when the journal says so, for the disk may be slow or fail
+// in between. The writer's token is held.
 func (a *Allocator) hear() {
 	if a.cfg.Tunnels != nil {
 		a.cfg.Tunnels(a.Tunnels())
 	}
+	a.mu.Lock()
+	a.tunnels.heard = a.cfg.Now()
+	a.mu.Unlock()
 }
 
 // text is the address, or "none".

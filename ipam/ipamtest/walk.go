@@ -135,7 +135,7 @@ func (*watch) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.L
 func (h *watch) WithAttrs([]slog.Attr) slog.Handler         { return h }
 func (h *watch) WithGroup(string) slog.Handler              { return h }
 func (h *watch) Handle(_ context.Context, r slog.Record) error {
-	for _, fine := range []string{"torn end", "cannot be brought up to date", "no address for a tunnel"} {
+	for _, fine := range []string{"torn end", "cannot be brought up to date", "cannot be read and is left alone", "no address for a tunnel"} {
 		if strings.Contains(r.Message, fine) {
 			return nil
 		}
@@ -426,8 +426,12 @@ func (x *walk) add(n *node, req model.AddressRequest) {
 		if ctx.Err() != nil {
 			x.t.Errorf("ADD %s on %s hangs: %v", req.Key, n.name, err)
 		}
+		// A failed ADD is followed by a DEL, unless one that was sent beside it succeeds:
+		// that notes first that the pod lives, and then that nothing is owed.
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		if len(x.live(n, req.Key)) == 0 {
-			x.owe(n, req.Key) // a failed ADD is followed by a DEL
+			n.owed[req.Key] = true
 		}
 		return
 	}
