@@ -18,9 +18,10 @@ type Trial struct {
 	Program *policy.Program // what all deltas came to
 }
 
-// NewTrial makes a Trial at the beginning of time.
+// NewTrial makes a Trial at the beginning of time. Chains are asked by port where two in a row can be,
+// so that random policies come to that.
 func NewTrial() *Trial {
-	return &Trial{World: NewWorld(), Engine: policy.New(policy.Config{}), Program: policy.NewProgram()}
+	return &Trial{World: NewWorld(), Engine: policy.New(policy.Config{FanLeast: 2}), Program: policy.NewProgram()}
 }
 
 // Change makes a change. The error: the engine refused what is valid, or took what is not.

@@ -28,6 +28,8 @@ type ruleset struct {
 	translated map[policy.ChainID]bool
 	guard      model.EncapGuard
 
+	fans policy.FanUse
+
 	groups map[group][]Chain // what was last said of chains that are made together
 	hooks  map[Table][]Hook
 }
@@ -162,6 +164,7 @@ func (s *ruleset) apply(e *edit, d *policy.Delta) {
 		names = names || ruled != s.ruled(ep.Interface)
 		sources = sources || s.granted(&ep) != nil || had && s.granted(&old) != nil
 		s.put(e, Filter, ep.Interface, s.workload(&ep))
+		s.fan(e, ep.Interface, &ep.Ingress, &ep.Egress)
 	}
 	for _, name := range d.GoneEndpoints {
 		ep, ruled := s.endpoints[name], s.ruled(name)
@@ -172,6 +175,7 @@ func (s *ruleset) apply(e *edit, d *policy.Delta) {
 		}
 		names, sources = names || ruled, sources || s.granted(&ep) != nil
 		s.put(e, Filter, name, nil)
+		s.fan(e, name)
 	}
 	for _, id := range d.GoneChains {
 		e.set(layerTable(s.chains[id].Layer), s.policyChain(id), nil)
@@ -203,6 +207,15 @@ func (s *ruleset) verdicts(table Table) []Chain {
 // verdict is the bits that the chains of one endpoint leave; they are cleared before.
 func (s *ruleset) verdict() uint32 { return s.marks.Accept | s.marks.Pass }
 
+// asking has a chain asked; after others: unless one of those has decided.
+func (s *ruleset) asking(chain string, after bool) Rule {
+	r := Rule{Action: Jump(chain)}
+	if after {
+		r.Match = unmarked(s.verdict())
+	}
+	return r
+}
+
 // path makes the rules of a path. The verdict bits are clear before. allowed is what
 // happens to what a rule allows, and fallen to what meets a default that allows.
 func (s *ruleset) path(p *policy.Path, allowed, fallen Action) []Rule {
@@ -211,12 +224,21 @@ func (s *ruleset) path(p *policy.Path, allowed, fallen Action) []Rule {
 		if i > 0 {
 			out = append(out, Rule{Action: clearBits(s.marks.Pass)})
 		}
-		for j, id := range tier.Chains {
-			r := Rule{Action: Jump(s.policyChain(id))}
-			if j > 0 {
-				r.Match = unmarked(s.verdict())
+		first := len(out)
+		ask := func(chain string) { out = append(out, s.asking(chain, len(out) > first)) }
+		done := 0 // up to here chains are asked
+		for k := range tier.Fans {
+			f := &tier.Fans[k]
+			for _, id := range tier.Chains[done:f.From] {
+				ask(s.policyChain(id))
 			}
-			out = append(out, r)
+			if len(f.Ranges) > 0 {
+				ask(s.fanChain(f.ID, &policy.FanNode{}))
+			}
+			done = f.To
+		}
+		for _, id := range tier.Chains[done:] {
+			ask(s.policyChain(id))
 		}
 		out = append(out, Rule{Match: marked(s.marks.Accept), Action: allowed})
 		if tier.End == policy.Deny {
@@ -370,6 +392,11 @@ func (s *ruleset) needs(ep *policy.Endpoint) map[Table][]string {
 		add(Raw, &policy.Path{}, ReversePathChain)
 		if !unruled(ep) {
 			add(Filter, &policy.Path{}, ingressChain(ep.Interface), egressChain(ep.Interface), sourceChain(ep.Interface))
+			for id := range s.fans.Of(ep.Interface) {
+				for _, c := range s.groups[group{Filter, fanGroup + id}] {
+					add(Filter, &policy.Path{}, c.Name)
+				}
+			}
 		}
 		return out
 	}

@@ -194,10 +194,17 @@ func TestDelta(t *testing.T) {
 	}
 	r.to.edited()
 	step("nothing", 0, 0, 0)
-	p := kerneltest.Global("p7", "app == 'a'", policy.Ingress, kerneltest.Port(model.RuleAllow, 6, 1000))
+	p := kerneltest.Global("p7", "app == 'a'", policy.Ingress, kerneltest.Port(model.RuleAllow, 6, 8))
 	p.Ingress[0].Source.Selector = "app == 'a' && label != '7'"
+	p.Ingress[0].Destination.Nets = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}
 	kerneltest.Must(t, n.Engine.SetPolicy(p))
 	step("one rule of a policy", 1, 8, 1200)
+	p.Ingress[0].Destination.Ports[0] = model.RulePort{First: 1000, Last: 1000}
+	kerneltest.Must(t, n.Engine.SetPolicy(p))
+	step("its port, and three nodes of the tree by which policies are asked", 1, 40, 5000)
+	p.Ingress[0].Destination.Ports[0] = model.RulePort{First: 1001, Last: 1001}
+	kerneltest.Must(t, n.Engine.SetPolicy(p))
+	step("its port, and one node", 1, 12, 1600)
 	far := model.PolicyEndpoint{ID: model.PolicyEndpointID{Namespace: "red", Name: "far"}, Labels: map[string]string{"app": "a", "label": "3"},
 		Addresses: []netip.Addr{netip.MustParseAddr("10.9.9.9")}}
 	kerneltest.Must(t, n.Engine.SetEndpoint(far))

@@ -216,6 +216,14 @@ func icmp(m *policy.ICMPMatch, f policy.Family, not bool) []string {
 	return []string{fmt.Sprintf("%s type %d %s code %d", name, m.Type, name, m.Code)}
 }
 
+// asking has a chain asked; after others: unless one of those has decided.
+func (d dialect) asking(chain string, after bool) string {
+	if after {
+		return and(unmarked(d.verdict()), "jump", chain)
+	}
+	return "jump " + chain
+}
+
 // path makes the rules of a path. The verdict bits are clear before. allowed is what
 // happens to what a rule allows, and fallen to what meets a default that allows; empty:
 // it goes on.
@@ -226,12 +234,21 @@ func (d dialect) path(p *policy.Path, allowed, fallen string) []rule {
 		if i > 0 {
 			add("", clearBits(d.marks.Pass))
 		}
-		for j, id := range tier.Chains {
-			match := ""
-			if j > 0 {
-				match = unmarked(d.verdict())
+		first := len(out)
+		ask := func(comment, chain string) { out = append(out, rule{d.asking(chain, len(out) > first), comment}) }
+		done := 0 // up to here chains are asked
+		for k := range tier.Fans {
+			f := &tier.Fans[k]
+			for _, id := range tier.Chains[done:f.From] {
+				ask(id.String(), d.policyChain(id))
 			}
-			add(id.String(), match, "jump", d.policyChain(id))
+			if len(f.Ranges) > 0 {
+				ask(fmt.Sprintf("%d policies, by port", f.To-f.From), d.fanChain(f.ID, &policy.FanNode{}))
+			}
+			done = f.To
+		}
+		for _, id := range tier.Chains[done:] {
+			ask(id.String(), d.policyChain(id))
 		}
 		add("", marked(d.marks.Accept), allowed)
 		if tier.End == policy.Deny {

@@ -45,6 +45,7 @@ type ruleset struct {
 	endpoints map[string]policy.Endpoint // by interface
 	unsayable map[string]error           // endpoints whose interface's name no rule can have
 
+	fans   policy.FanUse
 	groups map[string]map[string]bool            // what was last said of chains that are made together
 	sends  map[string]map[string]map[string]bool // interface → set → keys: what it may send from
 }
@@ -262,6 +263,7 @@ func (s *ruleset) workload(ep *policy.Endpoint) {
 	s.sources(ep.Interface, ep.Sources)
 	if ep.Open() {
 		s.put(ep.Interface, nil)
+		s.fan(ep.Interface)
 		s.dispatch(ep.Interface, leave, leave)
 		return
 	}
@@ -271,12 +273,14 @@ func (s *ruleset) workload(ep *policy.Endpoint) {
 		{name: ingressChain(ep.Interface), rules: append([]rule{who}, s.path(&ep.Ingress, "return", allow)...)},
 		{name: egressChain(ep.Interface), rules: append([]rule{who}, s.path(&ep.Egress, "return", allow)...)},
 	})
+	s.fan(ep.Interface, &ep.Ingress, &ep.Egress)
 	s.dispatch(ep.Interface, ingressChain(ep.Interface), egressChain(ep.Interface))
 }
 
 // forget takes a workload's chains and members away.
 func (s *ruleset) forget(iface string) {
 	s.put(iface, nil)
+	s.fan(iface)
 	s.sources(iface, nil)
 	s.t.removeMember(toWorkload, ifaceKey(iface))
 	s.t.removeMember(fromWorkload, ifaceKey(iface))
@@ -325,6 +329,9 @@ func (s *ruleset) needs(ep *policy.Endpoint) map[string]bool {
 		for _, name := range []string{askIngress, askEgress, sourceCheck, ingressChain(ep.Interface), egressChain(ep.Interface),
 			toWorkload, fromWorkload, sources4, sources6, grants4, grants6, toHost, toHostEnd} {
 			out[name] = true
+		}
+		for id := range s.fans.Of(ep.Interface) {
+			maps.Copy(out, s.groups[fanGroup+id])
 		}
 	} else {
 		for _, p := range places {

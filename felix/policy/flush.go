@@ -141,6 +141,25 @@ func (e *Engine) flushChains(d *Delta, p *policy) {
 		}
 		p.chains[dir] = c
 		d.Chains = append(d.Chains, *c)
+		e.refan(p, have, c)
+	}
+}
+
+// refan has the endpoints of a policy looked at whose fans may be others now: the chain of one
+// direction asks for other ports than it did.
+func (e *Engine) refan(p *policy, was, now *Chain) {
+	if was == nil || p.subject == nil { // endpoints that are new to the policy are looked at anyway
+		return
+	}
+	a, aBound := was.asked()
+	b, bBound := now.asked()
+	if aBound == bBound && slices.Equal(a, b) {
+		return
+	}
+	for g := range p.subject.groups {
+		for _, it := range g.items {
+			e.dirtyInterfaces[it.endpoint.iface] = struct{}{}
+		}
 	}
 }
 

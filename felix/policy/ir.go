@@ -199,6 +199,9 @@ type Path struct {
 type Tier struct {
 	Name   string
 	Chains []ChainID // in order, staged ones among them; never empty
+	// Fans stand for long runs of Chains, in order; workloads have them. Who asks the chains one after
+	// the other, and knows nothing of fans, decides the same.
+	Fans []Fan
 	// End meets what no chain decided: Deny, or Pass: the next tier is asked.
 	End Action
 }
@@ -281,7 +284,8 @@ func (c *Chain) Equal(o *Chain) bool {
 // Equal reports whether both decide alike.
 func (p *Path) Equal(o *Path) bool {
 	return p.Default == o.Default && slices.EqualFunc(p.Tiers, o.Tiers, func(a, b Tier) bool {
-		return a.Name == b.Name && a.End == b.End && slices.Equal(a.Chains, b.Chains)
+		return a.Name == b.Name && a.End == b.End && slices.Equal(a.Chains, b.Chains) &&
+			slices.EqualFunc(a.Fans, b.Fans, func(f, g Fan) bool { return f.Equal(&g) })
 	})
 }
 

@@ -27,6 +27,9 @@ type Config struct {
 	LogPrefix    string // of packets that a rule logs; default "calico-packet"
 	LogPerMinute int    // packets that one rule logs a minute at most; default 60
 	LogBurst     int    // and at once; default 10
+	// FanLeast is how many chains in a row a Fan stands for at least. Default 16: a shorter one costs
+	// a packet no less than the chains do.
+	FanLeast int
 }
 
 // Engine computes the node's policy. It is not safe for concurrent use.
@@ -35,7 +38,8 @@ type Config struct {
 // keep nothing of the maps and slices they are given. What they change comes out of the
 // next Flush.
 type Engine struct {
-	log *LogOptions
+	log      *LogOptions
+	fanLeast int
 
 	parents                parents
 	peers, subjects, nodes *index
@@ -114,9 +118,10 @@ type service struct {
 // New makes an Engine that knows nothing but the three tiers that are always there.
 func New(cfg Config) *Engine {
 	e := &Engine{
-		log:     &LogOptions{Prefix: cmp.Or(cfg.LogPrefix, "calico-packet"), PerMinute: cmp.Or(cfg.LogPerMinute, 60), Burst: cmp.Or(cfg.LogBurst, 10)},
-		parents: parents{namespaces: map[string]*labelled{}, accounts: map[accountKey]*labelled{}},
-		tiers:   map[string]*tier{}, policies: map[model.PolicyID]*policy{}, endpoints: map[model.PolicyEndpointID]*endpoint{},
+		log:      &LogOptions{Prefix: cmp.Or(cfg.LogPrefix, "calico-packet"), PerMinute: cmp.Or(cfg.LogPerMinute, 60), Burst: cmp.Or(cfg.LogBurst, 10)},
+		fanLeast: cmp.Or(cfg.FanLeast, 16),
+		parents:  parents{namespaces: map[string]*labelled{}, accounts: map[accountKey]*labelled{}},
+		tiers:    map[string]*tier{}, policies: map[model.PolicyID]*policy{}, endpoints: map[model.PolicyEndpointID]*endpoint{},
 		netsets: map[model.NetworkSetID]*item{}, nodeItems: map[string]*item{}, services: map[model.ServiceID]*service{},
 		byInterface: map[string][]*endpoint{}, shown: map[string]*Endpoint{}, sets: map[definition]*set{},
 		dirtyPolicies: map[*policy]struct{}{}, dirtyInterfaces: map[string]struct{}{}, dirtySets: map[*set]struct{}{},

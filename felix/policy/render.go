@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"strings"
 
@@ -152,6 +153,10 @@ func (e *Engine) groupPaths(g *group) *paths {
 	}
 	slices.SortFunc(of, e.comparePolicies)
 	out := &paths{}
+	least := e.fanLeast
+	if host {
+		least = math.MaxInt // hosts are few, and seldom have many policies
+	}
 	for len(of) > 0 {
 		t := e.tiers[of[0].now.tier]
 		n := slices.IndexFunc(of, func(p *policy) bool { return p.now.tier != t.Name })
@@ -160,7 +165,7 @@ func (e *Engine) groupPaths(g *group) *paths {
 		}
 		for dir := range Egress + 1 {
 			add := func(to *[2]Path, end bool, take func(*compiled) bool) {
-				if tier, any := tierOf(t, of[:n], dir, end, take); any {
+				if tier, any := tierOf(t, of[:n], dir, end, least, take); any {
 					to[dir].Tiers = append(to[dir].Tiers, tier)
 				}
 			}
@@ -177,18 +182,21 @@ func (e *Engine) groupPaths(g *group) *paths {
 }
 
 // tierOf lists the policies of a tier that hold for the direction. end: what they do not
-// decide on meets the tier's default action, unless all are staged.
-func tierOf(t *tier, of []*policy, dir Direction, end bool, take func(*compiled) bool) (out Tier, any bool) {
+// decide on meets the tier's default action, unless all are staged. least is how long a fan's run is.
+func tierOf(t *tier, of []*policy, dir Direction, end bool, least int, take func(*compiled) bool) (out Tier, any bool) {
 	out = Tier{Name: t.Name, End: Pass}
+	var chains []*Chain
 	for _, p := range of {
 		if !p.now.holds[dir] || !take(p.now) {
 			continue
 		}
 		out.Chains = append(out.Chains, ChainID{p.id, dir})
+		chains = append(chains, p.chains[dir])
 		if end && !p.now.staged && t.DefaultAction == model.RuleDeny {
 			out.End = Deny
 		}
 	}
+	out.Fans = fans(out.Chains, chains, least)
 	return out, len(out.Chains) > 0
 }
 

@@ -54,9 +54,10 @@ func NewNode(t *testing.T) *Node {
 	return n
 }
 
-// Forget makes the engine one that knows of no pod and no policy.
+// Forget makes the engine one that knows of no pod and no policy. Two policies in a row are enough for it to
+// have them asked by port.
 func (n *Node) Forget() {
-	n.Engine = policy.New(policy.Config{})
+	n.Engine = policy.New(policy.Config{FanLeast: 2})
 	n.Engine.SetNamespace(model.Namespace{Name: "red"})
 	n.Engine.SetHost(model.HostPolicy{
 		FailsafeIn: []model.FailsafePort{{Protocol: 6, Port: 22}}, FailsafeOut: []model.FailsafePort{{Protocol: 17, Port: 53}},

@@ -26,6 +26,7 @@ func Scenarios(t *testing.T, start Start) {
 		{"Services", services},
 		{"Tunnels", tunnels},
 		{"Counters", counted},
+		{"ManyPolicies", manyPolicies},
 		{"UnderTraffic", underTraffic},
 	} {
 		t.Run(s.name, func(t *testing.T) { s.run(t, NewNode(t), start) })
@@ -75,6 +76,56 @@ func restart(t *testing.T, n *Node, start Start) {
 	n.Backend.InSync()
 	n.Flush()
 	n.Expect("the others are gone", "other > pod0:81 yes", "other > pod1:80 no", "other > pod1:81 no", "pod1 > pod0:81 no", "other > host:442 yes", "pod0 > outside:1 yes")
+}
+
+// manyPolicies has one pod selected by so many policies that they are asked by port. Their order holds as ever.
+func manyPolicies(t *testing.T, n *Node, start Start) {
+	const many = 60
+	set := func(i int, rules ...model.Rule) {
+		t.Helper()
+		Must(t, n.Engine.SetPolicy(Global(fmt.Sprintf("p%03d", i), "app == 'a'", policy.Ingress, rules...)))
+	}
+	wide := Port(model.RuleAllow, 6, 2000)
+	wide.Destination.Ports[0].Last = 3000
+	Must(t, n.Engine.SetEndpoint(Pod(1, "app=a")))
+	for i := range many {
+		set(i, Port(model.RuleAllow, 6, 1000+i))
+	}
+	set(10, Port(model.RuleDeny, 6, 1050, 1010))
+	set(30, model.Rule{Action: model.RuleAllow, Protocol: model.ProtocolSCTP}) // whatever the port: the run ends here
+	set(39, Port(model.RuleDeny, 6, 2600), Port(model.RuleAllow, 6, 1))
+	set(40, wide, Port(model.RuleAllow, 17, 1040))
+	set(41, Port(model.RuleDeny, 6, 2500))
+	set(many-1, Port(model.RuleAllow, 6, 65535))
+	n.start(start)
+	n.Backend.InSync()
+	n.Flush()
+	for _, ep := range n.Engine.Endpoints() {
+		if len(ep.Ingress.Tiers) != 1 || len(ep.Ingress.Tiers[0].Fans) != 2 {
+			t.Fatalf("the policies are asked by %+v", ep.Ingress.Tiers)
+		}
+	}
+	const to = "outside > pod1:"
+	n.Expect("many policies", to+"1000 yes", to+"1029 yes", to+"1031 yes", to+"1058 yes", to+"1059 no", to+"999 no", to+"1010 no", to+"1030 no", to+"1040 no", to+"1050 no",
+		to+"1999 no", to+"2000 yes", to+"2500 yes", to+"2600 no", to+"3000 yes", to+"3001 no", to+"65535 yes", to+"65534 no", to+"1 yes", to+"2 no")
+	set(20, Port(model.RuleAllow, 6, 4000))
+	n.Flush()
+	n.Expect("another port", to+"1020 no", to+"4000 yes", to+"1019 yes", to+"1021 yes", to+"1050 no")
+	Must(t, n.Engine.SetPolicy(Global("p010", "app == 'b'", policy.Ingress)))
+	n.Flush()
+	n.Expect("one less", to+"1050 yes", to+"1010 no", to+"4000 yes")
+	n.Backend.Stop()
+	n.start(start, "cali1")
+	n.Settle()
+	n.Expect("started again", to+"1050 yes", to+"1051 yes", to+"1010 no", to+"4000 yes", to+"2600 no")
+	for i := range many {
+		n.Engine.RemovePolicy(model.PolicyID{Kind: model.PolicyGlobal, Name: fmt.Sprintf("p%03d", i)})
+	}
+	n.Engine.Flush()
+	n.Backend.Apply(n.Engine.Whole())
+	n.Backend.InSync()
+	n.Settle()
+	n.Expect("none", to+"1010 yes", to+"5 yes")
 }
 
 // connections answers packets: what was allowed goes on both ways, until the
