@@ -75,8 +75,9 @@ func (l *Lab) Check(packets []trace.Packet, want []bool) ([]int, error) {
 }
 
 // Follow sends packets in order, each after the one before has arrived or not, and reports
-// which did. Connections are not forgotten before or in between: a packet may answer another.
-func (l *Lab) Follow(packets ...trace.Packet) ([]bool, error) {
+// which did; it has patience with those that want says do. Connections are not forgotten before or in
+// between: a packet may answer another.
+func (l *Lab) Follow(packets []trace.Packet, want []bool) ([]bool, error) {
 	arrived := make([]bool, len(packets))
 	for i, p := range packets {
 		first := l.tag
@@ -84,7 +85,7 @@ func (l *Lab) Follow(packets ...trace.Packet) ([]bool, error) {
 		if err := l.send(p, first); err != nil {
 			return nil, fmt.Errorf("send %s: %w", p, err)
 		}
-		if err := l.collect(first, packets[i:i+1], arrived[i:i+1], []bool{true}, 3*quiet); err != nil {
+		if err := l.collect(first, packets[i:i+1], arrived[i:i+1], want[i:i+1], patience); err != nil {
 			return nil, err
 		}
 	}

@@ -3,6 +3,7 @@ package kerneltest
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -142,11 +143,11 @@ func connections(t *testing.T, n *Node, start Start) {
 	back.Src, back.Dst, back.SrcPort, back.DstPort, back.In, back.Out = there.Dst, there.Src, 80, 4000, "cali1", "cali0"
 	follow := func(what string, want ...bool) {
 		t.Helper()
-		got, err := n.Lab.Follow(back, there, back, there)
+		got, err := n.Lab.Follow([]trace.Packet{back, there, back, there}, want)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if fmt.Sprint(got) != fmt.Sprint(want) {
+		if !slices.Equal(got, want) {
 			t.Fatalf("%s: %v; want %v", what, got, want)
 		}
 	}
