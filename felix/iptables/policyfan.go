@@ -38,12 +38,12 @@ func (s *ruleset) fanChains(f policy.MadeFan) (out []Chain) {
 		for _, w := range node.Ways {
 			next := s.fanChain(f.ID, &nodes[w.Node])
 			if w.Node == 0 {
-				next = s.policyChain(f.Tier.Chains[w.Chain])
+				next = s.policyChain(f.Run[w.Chain])
 			}
 			c.Rules = append(c.Rules, Rule{Match: destinationPorts(w.Protocol, w.Ports), Action: Goto(next)})
 		}
 		for j, of := range node.Chains {
-			c.Rules = append(c.Rules, s.asking(s.policyChain(f.Tier.Chains[of]), j > 0))
+			c.Rules = append(c.Rules, s.asking(s.policyChain(f.Run[of]), j > 0))
 		}
 		out = append(out, c)
 	}

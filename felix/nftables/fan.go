@@ -38,13 +38,13 @@ func (s *ruleset) fanChains(f policy.MadeFan) (out []*chain) {
 		for _, w := range node.Ways {
 			next, comment := s.fanChain(f.ID, &nodes[w.Node]), ""
 			if w.Node == 0 {
-				id := f.Tier.Chains[w.Chain]
+				id := f.Run[w.Chain]
 				next, comment = s.policyChain(id), id.String()
 			}
 			c.rules = append(c.rules, rule{fmt.Sprintf("meta l4proto %d th dport %s goto %s", w.Protocol, portRange(w.Ports), next), comment})
 		}
 		for j, of := range node.Chains {
-			id := f.Tier.Chains[of]
+			id := f.Run[of]
 			c.rules = append(c.rules, rule{s.asking(s.policyChain(id), j > 0), id.String()})
 		}
 		out = append(out, c)

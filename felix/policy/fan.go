@@ -22,19 +22,25 @@ type Fan struct {
 type FanRange struct {
 	Protocol uint8
 	Ports    model.PortRange
-	Chains   []int // of the tier's Chains, ascending, never empty
+	Chains   []int // of the run, ascending, never empty
 }
 
 // fanMost bounds what a fan sends packets to, all ranges together, for each chain of the run: ranges that
 // overlap without end would make it longer than what it stands for.
 const fanMost = 8
 
-// Equal reports whether both are the same way.
-func (f *Fan) Equal(o *Fan) bool {
-	return f.ID == o.ID && f.From == o.From && f.To == o.To && slices.EqualFunc(f.Ranges, o.Ranges, func(a, b FanRange) bool {
+// Equal reports whether both are the same way, in the same place of a tier.
+func (f *Fan) Equal(o *Fan) bool { return f.From == o.From && f.To == o.To && f.alike(o) }
+
+// alike reports whether both are the same way, through the same chains.
+func (f *Fan) alike(o *Fan) bool {
+	return f.ID == o.ID && slices.EqualFunc(f.Ranges, o.Ranges, func(a, b FanRange) bool {
 		return a.Protocol == b.Protocol && a.Ports == b.Ports && slices.Equal(a.Chains, b.Chains)
 	})
 }
+
+// asked is the destination ports outside of which no rule of a chain matches, sorted.
+type asked []portsOf
 
 // portsOf is some ports of one protocol.
 type portsOf struct {
@@ -42,14 +48,14 @@ type portsOf struct {
 	ports    model.PortRange
 }
 
-// asked lists the destination ports outside of which no rule of the chain matches, sorted; bound
-// is false when one matches whatever the port.
-func (c *Chain) asked() (ports []portsOf, bound bool) {
+// asked returns what the chain's rules ask for; nil: one matches whatever the port.
+func (c *Chain) asked() asked {
+	ports := asked{}
 	for _, rules := range [2][]Rule{c.IPv4, c.IPv6} {
 		for i := range rules {
 			r := &rules[i]
 			if r.Protocol == 0 || len(r.Dst.Ports) == 0 {
-				return nil, false
+				return nil
 			}
 			for _, p := range r.Dst.Ports {
 				ports = append(ports, portsOf{r.Protocol, p})
@@ -59,33 +65,26 @@ func (c *Chain) asked() (ports []portsOf, bound bool) {
 	slices.SortFunc(ports, func(a, b portsOf) int {
 		return cmp.Or(cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.ports.First, b.ports.First), cmp.Compare(a.ports.Last, b.ports.Last))
 	})
-	return slices.Compact(ports), true
+	return slices.Compact(ports)
 }
 
-// fans finds the runs of a tier's chains, at least so long, that a fan can stand for. A chain that is nil
-// is not bound to ports.
-func fans(ids []ChainID, chains []*Chain, least int) (out []Fan) {
-	asked := make([][]portsOf, len(chains))
+// fans finds the runs of a tier's chains, at least so long, that a fan can stand for.
+func fans(ids []ChainID, by []asked, least int) (out []Fan) {
 	from := 0
 	end := func(to int) {
 		if to-from >= least {
-			if f, ok := newFan(asked, from, to); ok {
-				f.ID = fanID(ids[from:to])
-				out = append(out, f)
+			if ranges := fanRanges(by[from:to]); ranges != nil {
+				out = append(out, Fan{fanID(ids[from:to]), from, to, ranges})
 			}
 		}
 		from = to + 1
 	}
-	for i, c := range chains {
-		bound := false
-		if c != nil {
-			asked[i], bound = c.asked()
-		}
-		if !bound {
+	for i, ports := range by {
+		if ports == nil {
 			end(i)
 		}
 	}
-	end(len(chains))
+	end(len(by))
 	return out
 }
 
@@ -105,16 +104,17 @@ type edge struct {
 	by       int // 1 or -1
 }
 
-// newFan makes the fan of a run: it walks along the ports of each protocol, and notes who asks for them.
-func newFan(asked [][]portsOf, from, to int) (Fan, bool) {
+// fanRanges walks along the ports of each protocol, and notes which chains of a run ask for them. It returns
+// nil where that is no shortcut.
+func fanRanges(run []asked) []FanRange {
 	var edges []edge
-	for i := from; i < to; i++ {
-		for _, p := range asked[i] {
+	for i := range run {
+		for _, p := range run[i] {
 			edges = append(edges, edge{p.protocol, int(p.ports.First), i, 1}, edge{p.protocol, int(p.ports.Last) + 1, i, -1})
 		}
 	}
 	slices.SortFunc(edges, func(a, b edge) int { return cmp.Or(cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.at, b.at)) })
-	f := Fan{From: from, To: to}
+	out := []FanRange{}
 	times := map[int]int{} // how many of a chain's ranges hold the port
 	var now []int          // the chains that ask for it, ascending
 	size := 0
@@ -131,16 +131,19 @@ func newFan(asked [][]portsOf, from, to int) (Fan, bool) {
 			continue
 		}
 		r := FanRange{e.protocol, model.PortRange{First: uint16(e.at), Last: uint16(edges[i+1].at - 1)}, slices.Clone(now)}
-		if n := len(f.Ranges); n > 0 && f.Ranges[n-1].continues(&r) {
-			f.Ranges[n-1].Ports.Last = r.Ports.Last
+		if n := len(out); n > 0 && out[n-1].continues(&r) {
+			out[n-1].Ports.Last = r.Ports.Last
 			continue
 		}
-		if size += len(now); size > fanMost*(to-from) {
-			return Fan{}, false
+		if size += len(now); size > fanMost*len(run) {
+			return nil
 		}
-		f.Ranges = append(f.Ranges, r)
+		out = append(out, r)
 	}
-	return f, true
+	if 4*size > 3*len(run)*len(out) { // a packet that is in a range would meet most chains all the same
+		return nil
+	}
+	return out
 }
 
 // continues reports whether o goes on where r ends, with the same chains.
@@ -161,7 +164,7 @@ type FanNode struct {
 	Ports    model.PortRange
 	// Ways are disjoint, and at most 16 of a protocol; a packet that has none of them is through.
 	Ways []FanWay
-	// Chains, of the tier's, are asked one after the other, as long as none has decided. A node has
+	// Chains, of the run, are asked one after the other, as long as none has decided. A node has
 	// either of the two.
 	Chains []int
 }
@@ -171,7 +174,7 @@ type FanWay struct {
 	Protocol uint8
 	Ports    model.PortRange
 	Node     int // where it leads; 0: to a single chain
-	Chain    int // which then is this one of the tier's
+	Chain    int // which then is this one of the run
 }
 
 // String is the protocol's number and the ports, or for the root "all".

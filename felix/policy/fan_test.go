@@ -40,7 +40,7 @@ func TestFans(t *testing.T) {
 				chains[i] = nil
 			}
 		}
-		all := fans(make([]ChainID, len(chains)), chains, 3)
+		all := fans(make([]ChainID, len(chains)), asking(chains), 3)
 		folded += len(all)
 		for range 20 {
 			protocol, port := protocols[r.IntN(3)], uint16(r.IntN(65536))
@@ -68,6 +68,16 @@ func TestFans(t *testing.T) {
 	}
 }
 
+func asking(chains []*Chain) []asked {
+	out := make([]asked, len(chains))
+	for i, c := range chains {
+		if c != nil {
+			out[i] = c.asked()
+		}
+	}
+	return out
+}
+
 func inFan(all []Fan, i int) bool {
 	return slices.ContainsFunc(all, func(f Fan) bool { return f.From <= i && i < f.To })
 }
@@ -93,12 +103,14 @@ func askedByFans(t *testing.T, all []Fan, chains int, protocol uint8, port uint1
 			if len(nodes[at].Ways) > 3*16 || len(ways) > 1 {
 				t.Fatalf("node %d of %+v: %d ways, %v match", at, all[f], len(nodes[at].Ways), ways)
 			}
-			out = append(out, nodes[at].Chains...)
+			for _, of := range nodes[at].Chains {
+				out = append(out, i+of)
+			}
 			switch at = -1; {
 			case len(ways) == 1 && ways[0].Node > 0:
 				at = ways[0].Node
 			case len(ways) == 1:
-				out = append(out, ways[0].Chain)
+				out = append(out, i+ways[0].Chain)
 			}
 		}
 		i = all[f].To - 1
@@ -118,13 +130,13 @@ func TestFanThatIsNoShortcut(t *testing.T) {
 		}
 	}
 	ids := make([]ChainID, len(nested))
-	if got := fans(ids, nested, 3); len(got) > 0 {
+	if got := fans(ids, asking(nested), 3); len(got) > 0 {
 		t.Errorf("nested ranges: %d ranges", len(got[0].Ranges))
 	}
-	if got := fans(ids, few, 4); len(got) > 0 {
+	if got := fans(ids, asking(few), 4); len(got) > 0 {
 		t.Errorf("three chains: %+v", got)
 	}
-	if got := fans(ids, few, 3); len(got) != 1 || len(got[0].Ranges) != 5 {
+	if got := fans(ids, asking(few), 3); len(got) != 1 || len(got[0].Ranges) != 5 {
 		t.Errorf("three chains of which three are a run: %+v", got)
 	}
 }
@@ -164,4 +176,43 @@ func TestFanFollowsPorts(t *testing.T) {
 	if d = e.Flush(); len(d.Endpoints) != 1 || len(d.Endpoints[0].Ingress.Tiers[0].Fans) != 0 {
 		t.Errorf("two are left: %+v", d.Endpoints)
 	}
+}
+
+// TestFanUse: a fan is made once for all interfaces that go by it, whichever path names it and wherever in a
+// tier it is, made anew when its ranges change, and gone with the last of them.
+func TestFanUse(t *testing.T) {
+	ids := make([]ChainID, 3)
+	for i := range ids {
+		ids[i].Policy.Name = fmt.Sprint(i)
+	}
+	path := func(from, port int) *Path {
+		f := Fan{ID: "x", From: from, To: from + 2}
+		for i := range 2 {
+			f.Ranges = append(f.Ranges, FanRange{model.ProtocolTCP, model.PortRange{First: uint16(port + i), Last: uint16(port + i)}, []int{i}})
+		}
+		return &Path{Tiers: []Tier{{Chains: slices.Concat(ids[:from], ids[1:]), Fans: []Fan{f}}}}
+	}
+	var u FanUse
+	set := func(iface string, wantMade, wantGone int, paths ...*Path) {
+		t.Helper()
+		made, gone := u.Set(iface, paths...)
+		if len(made) != wantMade || len(gone) != wantGone {
+			t.Errorf("%s: made %+v, gone %v; want %d and %d", iface, made, gone, wantMade, wantGone)
+		}
+		for _, f := range made {
+			if !slices.Equal(f.Run, ids[1:]) {
+				t.Errorf("it stands for %v", f.Run)
+			}
+		}
+	}
+	set("cali1", 1, 0, path(0, 80))
+	set("cali2", 0, 0, path(1, 80))
+	set("cali2", 1, 0, path(1, 90))
+	set("cali1", 0, 0, path(0, 90))
+	set("cali1", 0, 0)
+	if of := u.Of("cali2"); !of["x"] || len(u.Of("cali1")) > 0 {
+		t.Errorf("cali2 goes by %v", of)
+	}
+	set("cali2", 0, 1)
+	set("cali1", 1, 0, path(0, 90))
 }

@@ -18,7 +18,7 @@ type usedFan struct {
 // MadeFan is a fan whose chains are to be made, or made anew.
 type MadeFan struct {
 	*Fan
-	Tier *Tier // whose chains it sends packets to
+	Run []ChainID // the chains that it stands for
 }
 
 // Set says that an interface goes by the fans of these paths, and by no others. It returns the fans
@@ -39,10 +39,11 @@ func (u *FanUse) Set(iface string, paths ...*Path) (made []MadeFan, gone []strin
 					}
 					u.fans[f.ID] = x
 				}
-				if x.users[iface] = true; x.made != f {
-					x.made = f
-					made = append(made, MadeFan{f, t})
+				x.users[iface] = true
+				if x.made == nil || x.made != f && !x.made.alike(f) {
+					made = append(made, MadeFan{f, t.Chains[f.From:f.To]})
 				}
+				x.made = f
 			}
 		}
 	}

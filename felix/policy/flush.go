@@ -131,7 +131,7 @@ func (e *Engine) flushChains(d *Delta, p *policy) {
 		if p.shown == nil || !p.shown.holds[dir] {
 			if have != nil {
 				d.GoneChains = append(d.GoneChains, id)
-				p.chains[dir] = nil
+				p.chains[dir], p.asked[dir] = nil, nil
 			}
 			continue
 		}
@@ -141,26 +141,38 @@ func (e *Engine) flushChains(d *Delta, p *policy) {
 		}
 		p.chains[dir] = c
 		d.Chains = append(d.Chains, *c)
-		e.refan(p, have, c)
+		was, now := p.asked[dir], c.asked()
+		p.asked[dir] = now
+		if have != nil && ((was == nil) != (now == nil) || !slices.Equal(was, now)) {
+			e.refan(p)
+		}
 	}
 }
 
-// refan has the endpoints of a policy looked at whose fans may be others now: the chain of one
-// direction asks for other ports than it did.
-func (e *Engine) refan(p *policy, was, now *Chain) {
-	if was == nil || p.subject == nil { // endpoints that are new to the policy are looked at anyway
-		return
-	}
-	a, aBound := was.asked()
-	b, bBound := now.asked()
-	if aBound == bBound && slices.Equal(a, b) {
+// refan has the endpoints of a policy looked at that may have fans: the chain of one direction asks
+// for other ports than it did.
+func (e *Engine) refan(p *policy) {
+	if p.subject == nil {
 		return
 	}
 	for g := range p.subject.groups {
 		for _, it := range g.items {
-			e.dirtyInterfaces[it.endpoint.iface] = struct{}{}
+			iface := it.endpoint.iface
+			if ep := e.shown[iface]; ep != nil && ep.longest() >= e.fanLeast { // others are looked at anyway, or have none
+				e.dirtyInterfaces[iface] = struct{}{}
+			}
 		}
 	}
+}
+
+// longest is how many chains a tier of a workload has at most.
+func (ep *Endpoint) longest() (n int) {
+	for _, path := range [...]*Path{&ep.Ingress, &ep.Egress} {
+		for i := range path.Tiers {
+			n = max(n, len(path.Tiers[i].Chains))
+		}
+	}
+	return n
 }
 
 func (e *Engine) flushInterface(d *Delta, iface string) {

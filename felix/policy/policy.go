@@ -90,6 +90,7 @@ type policy struct {
 	shown  *compiled // nil: not in the kernel
 	used   []usedSet
 	chains [2]*Chain
+	asked  [2]asked // by chains
 }
 
 // usedSet is a set in one family.

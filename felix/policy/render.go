@@ -185,18 +185,18 @@ func (e *Engine) groupPaths(g *group) *paths {
 // decide on meets the tier's default action, unless all are staged. least is how long a fan's run is.
 func tierOf(t *tier, of []*policy, dir Direction, end bool, least int, take func(*compiled) bool) (out Tier, any bool) {
 	out = Tier{Name: t.Name, End: Pass}
-	var chains []*Chain
+	var by []asked
 	for _, p := range of {
 		if !p.now.holds[dir] || !take(p.now) {
 			continue
 		}
 		out.Chains = append(out.Chains, ChainID{p.id, dir})
-		chains = append(chains, p.chains[dir])
+		by = append(by, p.asked[dir])
 		if end && !p.now.staged && t.DefaultAction == model.RuleDeny {
 			out.End = Deny
 		}
 	}
-	out.Fans = fans(out.Chains, chains, least)
+	out.Fans = fans(out.Chains, by, least)
 	return out, len(out.Chains) > 0
 }
 
