@@ -89,6 +89,8 @@ func TestHeals(t *testing.T) {
 		{"flush set inet causeway " + set, true},
 		{"flush map inet causeway to-workload", true},
 		{"delete element inet causeway from-workload { \"cali1\" }", true},
+		{`delete element inet causeway to-workload { "cali0" }; add chain inet causeway theirs; add element inet causeway to-workload { "cali0" : jump theirs };
+			flush chain inet causeway wi-cali0; delete chain inet causeway wi-cali0`, true},
 		{"flush set inet causeway sources-4", true},
 		{"flush set inet causeway transaction", true},
 		{"insert rule inet causeway workload-ingress accept", false},

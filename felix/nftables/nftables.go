@@ -5,8 +5,9 @@
 // each policy and direction, chains of each endpoint, which verdict maps find by the
 // interface's name whatever their number, and the sets that rules ask. What a delta changes
 // goes into the kernel as one transaction: a packet meets the rules and sets of before or of
-// after (I2), and only what differs is written (I8). nft(8) does it, by knftables; where only
-// members of sets and maps change, as for a CNI ADD, netlink does it alone.
+// after (I2), and only what differs is written (I8). One more leads pods that had no chains to
+// theirs, once they stand. nft(8) does it, by knftables; where only members of sets and maps change,
+// as for a CNI ADD, netlink does it alone.
 //
 // The kernel is read over netlink, at the start, after somebody else has changed the table,
 // and now and then. In between what we wrote is what stands there: each rule carries the
@@ -182,7 +183,7 @@ func (p *Policy) apply(ctx context.Context, resync bool) error {
 	return errors.Join(err, p.table.refusals(nil))
 }
 
-// bring takes in steps and brings the kernel there, all at once.
+// bring takes in steps, all at once, and brings the kernel there.
 func (p *Policy) bring(ctx context.Context, steps []*step) error {
 	p.mu.Lock()
 	if !p.begun {
@@ -277,30 +278,35 @@ const tries = 50
 // write brings the kernel from what stands there to what is wanted. An object that is
 // refused costs itself only: a chain drops, a member is left out, until it changes or the next resync.
 func (p *Policy) write(ctx context.Context) error {
-	var err error
-	for n := 0; n < tries; n++ {
+	for {
+		more, err := p.writePlan(ctx)
+		if err != nil || !more {
+			return err
+		}
+	}
+}
+
+// writePlan brings one transaction into the kernel, and says whether another one must follow.
+func (p *Policy) writePlan(ctx context.Context) (more bool, err error) {
+	for n := range tries {
 		p.mu.Lock()
 		plan := p.table.plan(p.kernel.NewTransaction())
 		p.mu.Unlock()
 		if plan == nil {
-			return nil
+			return false, nil
 		}
 		if err = p.transact(ctx, plan); err == nil {
 			p.mu.Lock()
 			p.table.stands(plan)
 			p.mu.Unlock()
-			if len(plan.held) == 0 {
-				return nil
-			}
-			n = -1
-			continue
+			return len(plan.held) > 0, nil
 		}
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return false, ctx.Err()
 		}
 		// What we take to be there may not be there any more.
 		if err2 := p.read(ctx); err2 != nil {
-			return errors.Join(err, err2)
+			return false, errors.Join(err, err2)
 		}
 		if n == 0 {
 			continue
@@ -313,7 +319,7 @@ func (p *Policy) write(ctx context.Context) error {
 		p.table.refuse(who, err)
 		p.mu.Unlock()
 	}
-	return fmt.Errorf("write table inet %s: %w", TableName, err)
+	return false, fmt.Errorf("write table inet %s: %w", TableName, err)
 }
 
 // transact brings a plan into the kernel: without nft where that can be. What the kernel

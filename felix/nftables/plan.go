@@ -230,7 +230,7 @@ func (t *table) planMembers(p *plan, from State, whole []string) {
 			for _, key := range due[name] {
 				value, wanted := want.members[key]
 				old, there := is[key]
-				if there && wanted && old != value && p.hold(from, value) {
+				if there && wanted && old == leave && p.hold(from, value) {
 					if comes {
 						p.held = append(p.held, object{set: name, key: key})
 					}
@@ -251,9 +251,9 @@ func (t *table) planMembers(p *plan, from State, whole []string) {
 	}
 }
 
-// hold reports whether a member that leads elsewhere now must wait for the next transaction: a packet that is on its
-// way while one takes effect looks into maps as they are, but meets the rules that it began with (nft_do_chain in
-// net/netfilter/nf_tables_core.c). A chain that is new has none for it.
+// hold reports whether the member of an open pod, which now leads to a chain, must wait for the next transaction: a
+// packet that is on its way while one takes effect looks into maps as they are, but meets the rules that it
+// began with (nft_do_chain in net/netfilter/nf_tables_core.c). A chain that is new has none for it.
 func (p *plan) hold(from State, verdict string) bool {
 	_, stood := from.chains[verdict]
 	return verdict != leave && !stood && p.chains[verdict] != nil
