@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -129,7 +130,35 @@ func (l *Lab) build(cfg Config) error {
 	if err := Within(l.HostNS, l.openHost); err != nil {
 		return err
 	}
+	if err := l.usable(cfg.Host...); err != nil {
+		return err
+	}
 	return l.SetRoutes(cfg.Routes)
+}
+
+// usable waits until the host takes packets to its addresses. An IPv6 address becomes so in a work queue of the
+// kernel, which waits for whatever changes links in any namespace (addrconf_dad_work in net/ipv6/addrconf.c).
+func (l *Lab) usable(addrs ...netip.Addr) error {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		routes, err := l.nl.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return fmt.Errorf("routes of table local: %w", err)
+		}
+		local := map[netip.Addr]bool{}
+		for _, r := range routes {
+			if r.Dst != nil {
+				a, _ := netip.AddrFromSlice(r.Dst.IP)
+				local[a] = true
+			}
+		}
+		i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is6() && !local[a] })
+		if i < 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("address %s is not usable after 20 s", addrs[i])
+		}
+	}
 }
 
 // batch runs commands of ip(8).

@@ -3,6 +3,7 @@ package kerneltest
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -186,6 +187,7 @@ func linkLocal(t *testing.T, n *Node, start Start) {
 	Must(t, n.Engine.SetEndpoint(Pod(0, "app=a")))
 	const host = "fe80::ecee:eeff:feee:eeee"
 	n.Lab.Run(t, "ip", "-6", "address", "add", host+"/64", "dev", "cali0", "nodad")
+	Must(t, n.Lab.usable(netip.MustParseAddr(host)))
 	n.start(start)
 	n.Backend.InSync()
 	n.Flush()
