@@ -63,7 +63,8 @@ type feed struct {
 	synced       time.Time // when all objects were first read; zero: never
 	failing      error     // why the watch does not stand; nil: it stands or was not tried
 	failingSince time.Time
-	failures     int // of the reflector's attempts, in a row
+	missing      time.Time // since when the server has said that there is no such resource, last it answered
+	failures     int       // of the reflector's attempts, in a row
 	awayCounted  bool
 	ended        bool  // nobody reads it any more
 	refusal      error // what List answers after a Watch that was refused
@@ -258,7 +259,7 @@ func (f *feed) stands() {
 		f.s.back = make(chan struct{})
 	}
 	f.countAway(false)
-	f.failing, f.failingSince, f.failures = nil, time.Time{}, 0
+	f.failing, f.failingSince, f.missing, f.failures = nil, time.Time{}, time.Time{}, 0
 	f.onChange()
 	f.s.changed()
 }
@@ -286,6 +287,14 @@ func (f *feed) failed(err error) {
 		f.s.log.Debug("watch failed", "watch", f.name, "error", err)
 	}
 	f.failing = err
+	switch {
+	case apierrors.IsNotFound(err):
+		if f.missing.IsZero() {
+			f.missing = time.Now()
+		}
+	case refused(err) || !f.absent():
+		f.missing = time.Time{}
+	}
 	f.countAway(!refused(err))
 	if first {
 		f.onChange()

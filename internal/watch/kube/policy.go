@@ -8,7 +8,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	cnpv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
@@ -238,9 +237,10 @@ func (s *Source) tellPending() {
 	s.policy.policies.SetPending(names)
 }
 
-// absent reports whether there is no such resource, so that nobody has objects of it.
+// absent reports whether there is no such resource, so that nobody has objects of it. An API server that goes
+// away takes nothing of that back.
 func (f *feed) absent() bool {
-	return f.failing != nil && apierrors.IsNotFound(f.failing) && time.Since(f.failingSince) >= refusalGrace
+	return !f.missing.IsZero() && time.Since(f.missing) >= refusalGrace
 }
 
 // policyProblems adds what is to be said of policy. s.mu is held.

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -10,7 +11,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/rest"
@@ -258,4 +261,46 @@ func TestExpectedPod(t *testing.T) {
 	if eps := shown(); len(eps) != 1 || eps[0].Interface != "cali-prod-a" || !eps[0].Expected() {
 		t.Errorf("endpoints %+v, want one without addresses", eps)
 	}
+}
+
+// TestAbsentResource: where there is no such resource, policy waits for none of its objects, and an API server
+// that goes away afterwards changes nothing about that.
+func TestAbsentResource(t *testing.T) {
+	s := policySource(t)
+	f := feedNamed(t, s, "clusternetworkpolicies.policy.networking.k8s.io")
+	none := apierrors.NewNotFound(schema.GroupResource{Resource: "clusternetworkpolicies"}, "")
+	away := errors.New("connection refused")
+	is := func(what string, want bool) {
+		t.Helper()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if got := f.absent(); got != want {
+			t.Errorf("%s: absent %t, want %t", what, got, want)
+		}
+	}
+	lasts := func() {
+		if !f.missing.IsZero() {
+			f.missing = f.missing.Add(-refusalGrace)
+		}
+	}
+	f.failed(away)
+	is("never an answer", false)
+	f.failed(none)
+	is("said once", false)
+	f.failed(away)
+	lasts()
+	is("said once before the server went", false)
+	f.failed(none)
+	lasts()
+	is("said for a while", true)
+	f.failed(away)
+	is("the server is away", true)
+	f.failed(none)
+	is("and back", true)
+	f.failed(apierrors.NewForbidden(schema.GroupResource{}, "", away))
+	is("another answer", false)
+	f.failed(none)
+	lasts()
+	f.stands()
+	is("installed", false)
 }
