@@ -42,6 +42,7 @@ type Reconciler struct {
 	dirty   map[*set]struct{} // those that may not be as wanted
 	known   bool              // the kernel's sets were read
 	looked  time.Time         // when the headers were last read
+	took    time.Duration     // how long that took
 	every   time.Duration     // how often to look at them
 	synced  bool              // all owners are in sync
 	members int               // wanted, of all sets

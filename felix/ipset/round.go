@@ -33,8 +33,9 @@ func (r *Reconciler) look(ctx context.Context, now time.Time, resync bool) error
 	if err != nil {
 		return err
 	}
-	// Half a percent of the time at most goes into looking.
-	r.looked, r.every = now, max(r.cfg.Glance, min(200*time.Since(now), maxGlance))
+	// Half a percent of the time at most goes into looking. One slow look alone says more of the machine.
+	took := time.Since(now)
+	r.looked, r.every, r.took = now, max(r.cfg.Glance, min(200*min(took, r.took), maxGlance)), took
 	there := make(map[string]*Header, len(headers))
 	for i := range headers {
 		h := &headers[i]

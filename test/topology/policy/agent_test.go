@@ -143,7 +143,8 @@ const tracked = `printf 'add table inet tracked\ndelete table inet tracked\ntabl
 // flushed takes rules and sets away by hand. They are back within seconds, and once they are
 // what they forbid does not arrive, though it was answered meanwhile.
 func flushed(t *testing.T, f *fabric) {
-	ctx := scenario.Context(t, 2*time.Minute)
+	ctx := scenario.Context(t, 3*time.Minute)
+	f.established(t) // the agent may just have been killed
 	f.put(t, f.sets(), onlyGood("first", 100))
 	f.echo(t, f.target)
 	tp := openTap(t, f.target)
