@@ -404,8 +404,11 @@ func (k *fakeKernel) ipLink(w []string) error {
 		if l == nil {
 			return syscall.ENODEV
 		}
-		p := k.byIndex(l.peer)
-		for _, e := range []*fakeLink{l, p} {
+		for _, e := range []*fakeLink{l, k.byIndex(l.peer)} {
+			if e.up { // dev_close comes first
+				e.up = false
+				k.carrier(e)
+			}
 			k.flush(e, true)
 			k.links = slices.DeleteFunc(k.links, func(o *fakeLink) bool { return o == e })
 			k.event(event{kind: linkGone, link: e.link})

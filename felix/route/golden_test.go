@@ -356,11 +356,7 @@ func drive(t *testing.T, c *core, k *fakeKernel) {
 		c.now = c.now.Add(time.Millisecond)
 		overrun := k.drain(c.tell)
 		if !c.ready || overrun != nil || !c.resyncAt.IsZero() && !c.now.Before(c.resyncAt) {
-			c.beginDump()
-			for k.dump(t.Context(), c.tell) != nil {
-				c.beginDump()
-			}
-			c.endDump()
+			readAnew(t, c, k)
 		}
 		c.retry()
 		c.settle()
@@ -383,6 +379,14 @@ func drive(t *testing.T, c *core, k *fakeKernel) {
 		c.done(ops, first, failed)
 	}
 	t.Fatal("never comes to rest")
+}
+
+func readAnew(t *testing.T, c *core, k *fakeKernel) {
+	c.beginDump()
+	for k.dump(t.Context(), c.tell) != nil {
+		c.beginDump()
+	}
+	c.endDump()
 }
 
 var moreSeeds = flag.Int("seeds", 6, "how many random walks to take")
@@ -455,6 +459,13 @@ func walk(t *testing.T, seed uint64, steps int) {
 		}
 		k.interrupt = u.r.IntN(2)
 		k.lose = u.r.IntN(10) == 0
+		if c.ready && u.r.IntN(4) == 0 {
+			// What has happened is told once more, after; what misled there ends with the next.
+			readAnew(t, c, k)
+			story = append(story, "dump")
+			drive(t, c, k)
+			readAnew(t, c, k)
+		}
 		for _, l := range k.show(4) {
 			foreignBefore[l] = true
 		}

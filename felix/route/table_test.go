@@ -269,6 +269,33 @@ func TestOvertakenEventsAreIgnored(t *testing.T) {
 	}
 }
 
+// TestLinkMadeAnewInADump: a link that goes and comes back under its name while the kernel is read
+// is told of twice, first as it is and then as it was.
+func TestLinkMadeAnewInADump(t *testing.T) {
+	k := fakeLab()
+	c := newCore(82, 1024, []model.Owner{model.OwnerWorkload})
+	ip := func(lines ...string) {
+		t.Helper()
+		for _, l := range lines {
+			if _, err := k.try(l); err != nil {
+				t.Fatalf("ip %s: %v", l, err)
+			}
+		}
+	}
+	pod := []string{"link add cali9 type veth peer name p9", "link set cali9 up"}
+	ip(pod...)
+	drive(t, c, k)
+	ip("link del cali9")
+	ip(pod...)
+	readAnew(t, c, k)
+	drive(t, c, k)
+	c.update(model.OwnerWorkload, model.RouteUpdate{Set: []model.Route{via("10.9.1.1/32", "cali9")}})
+	drive(t, c, k)
+	if e, ok := c.entries.Get(mustPrefix("10.9.1.1/32")); !ok || c.state(e) != nil {
+		t.Fatalf("no route onto the link: %v", c.state(e))
+	}
+}
+
 // TestLostEventsOnTheKernel fills the event socket's buffer while nobody reads.
 func TestLostEventsOnTheKernel(t *testing.T) {
 	t.Parallel()

@@ -78,13 +78,20 @@ func (c *core) linkSet(ev *event) {
 	}
 	old := l.link
 	l.link, l.gen = ev.link, c.gen
-	if old.name != l.name {
-		if at, ok := c.names[old.name]; ok && at == l.index {
-			delete(c.names, old.name)
-			c.touchName(old.name)
-		}
+	if old.name != l.name && c.names[old.name] == l.index {
+		delete(c.names, old.name)
+		c.touchName(old.name)
+	}
+	// After a dump the events that it overtook come, and may tell of another link that had the
+	// name before: whoever is told of last has it.
+	if c.names[l.name] != l.index {
 		c.names[l.name] = l.index
 		c.touchName(l.name)
+	}
+	if !l.up {
+		// Also when it is known: after a dump come the events that it overtook, and may tell of
+		// routes that went with the link.
+		c.linkDown(l.index, ev.after, false)
 	}
 	if old == l.link {
 		return
@@ -92,9 +99,6 @@ func (c *core) linkSet(ev *event) {
 	c.touchLink(l.index)
 	if old.running != l.running {
 		c.carrierChanged(l.index)
-	}
-	if old.up && !l.up {
-		c.linkDown(l.index, ev.after, false)
 	}
 	if !old.up && l.up {
 		c.retrySoon()
@@ -107,7 +111,7 @@ func (c *core) linkGone(index int32, after uint64) {
 		return
 	}
 	delete(c.links, index)
-	if at, ok := c.names[l.name]; ok && at == index {
+	if c.names[l.name] == index {
 		delete(c.names, l.name)
 		c.touchName(l.name)
 	}
@@ -126,6 +130,8 @@ func (c *core) linkDown(index int32, after uint64, gone bool) {
 			switch v4 := f.entry.prefix.Addr().Is4(); {
 			case f.seq > after: // written since
 			case f.local && !gone:
+			case dead && !gone && c.mergedWithAlive(f):
+				unsure = append(unsure, f) // it stays, and leads nowhere until the link is up again
 			case dead || gone && v4:
 				lost = append(lost, f)
 			case gone:
@@ -140,10 +146,25 @@ func (c *core) linkDown(index int32, after uint64, gone bool) {
 		if f.ours {
 			f.unsure = true
 			c.enqueue(f.entry)
-		} else {
+		} else if gone {
 			c.wantDump(0)
 		}
 	}
+}
+
+// mergedWithAlive reports whether IPv6 made one route of f and others of its key, one of which
+// has a link that is up: fib6_ifdown keeps all hops of such a route.
+func (c *core) mergedWithAlive(f *fibEntry) bool {
+	if !mergeable(f.entry.prefix, f.group.hops) {
+		return false
+	}
+	for o := f.entry.fib; o != nil; o = o.next {
+		if o != f && o.local == f.local && o.tos == f.tos && o.metric == f.metric && mergeable(o.entry.prefix, o.group.hops) &&
+			slices.ContainsFunc(o.group.hops, func(h hop) bool { l := c.links[h.dev]; return l != nil && l.up }) {
+			return true
+		}
+	}
+	return false
 }
 
 // lost takes a route out of what the kernel has, and queues whoever minds.
