@@ -12,34 +12,61 @@ import (
 
 // GoBGP rests for 5 s after a session has ended, after an attempt at one has, and when the time
 // to keep a restarting peer's routes is over, and refuses every connection meanwhile: the
-// constant holdtimeIdle in fsm.go. Two nodes that both do so need up to 10 s to find each other
-// again after a restart. There is a way around it: a hard reset of a session that is already
-// down does nothing but set the rest to idleAfterReset, and disabling and enabling the peer
-// begins it anew.
+// constant holdtimeIdle in fsm.go. It leaves a rest for one to two seconds, until its own attempt,
+// so two nodes that both rest can refuse each other in turns for minutes. There is a way around
+// it: a hard reset of a session that is already down does nothing but set the rest to
+// idleAfterReset, and disabling and enabling the peer begins it anew. Two that rest for
+// idleAfterReset meet at the second attempt at the latest: a rest is no longer than the time that
+// each waits for the other before it tries again.
 
 const (
 	// restLeft: a peer that has rested no longer than this will rest long enough for the
 	// calls to find it resting. On an established session a hard reset would be just that.
 	restLeft = 3 * time.Second
-	// A peer that goes up and down is left to rest.
-	hastenAtMost = 3
-	hastenPer    = time.Minute
+	// How many rests of a peer are cut short per hastenPer. One that goes up and down is left
+	// to rest; one that refuses costs a connection, and most often it only rests itself.
+	hastenEnds     = 3
+	hastenRefusals = 12
+	hastenPer      = time.Minute
 )
+
+// rest is why a peer rests.
+type rest uint8
+
+const (
+	awake   rest = iota
+	refused      // an attempt at a session failed, or the time to keep its routes was over
+	ended        // a session ended
+)
+
+// allowance counts what may happen so many times per hastenPer.
+type allowance struct {
+	n     int
+	since time.Time
+}
+
+func (a *allowance) take(most int, now time.Time) bool {
+	if now.Sub(a.since) > hastenPer {
+		*a = allowance{since: now}
+	}
+	if a.n >= most {
+		return false
+	}
+	a.n++
+	return true
+}
 
 // hasten ends the rest of the peers that went down a moment ago.
 func (l *life) hasten(ctx context.Context, now time.Time) error {
 	due := map[netip.Addr]time.Time{}
 	l.mu.Lock()
 	for a, s := range l.sessions {
-		if !s.resting {
+		why := s.rest
+		s.rest = awake
+		if _, ours := l.peers[a]; !ours || s.state != api.PeerState_IDLE {
 			continue
 		}
-		s.resting = false
-		if now.Sub(s.hastened) > hastenPer {
-			s.hastened, s.hastes = now, 0
-		}
-		if _, ours := l.peers[a]; ours && s.state == api.PeerState_IDLE && s.hastes < hastenAtMost {
-			s.hastes++
+		if why == ended && s.ends.take(hastenEnds, now) || why == refused && s.refusals.take(hastenRefusals, now) {
 			due[a] = s.idled
 		}
 	}

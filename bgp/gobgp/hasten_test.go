@@ -1,6 +1,8 @@
 package gobgp
 
 import (
+	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -29,4 +31,34 @@ func TestRestartTimeOver(t *testing.T) {
 	if took > 4*time.Second {
 		t.Errorf("it took %v", took)
 	}
+}
+
+// TestRefusedForAWhile: a peer that refuses as one that rests does, again and again, is asked
+// again soon. With GoBGP's own rest after most of the refusals this takes more than 30 s, and two
+// speakers that both rest as long as that may refuse each other for minutes.
+func TestRefusedForAWhile(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	r := l.router(65001)
+	ln, err := listenIn(r.name, net.JoinHostPort(r.addr.String(), "179"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	var refused atomic.Int32
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+			refused.Add(1)
+		}
+	}()
+	l.start()
+	l.within(28*time.Second, "eight attempts", func() bool { return refused.Load() >= 8 })
+	ln.Close()
+	r.bird(nil, "")
+	l.up(r)
 }

@@ -69,12 +69,10 @@ type session struct {
 	greeted  bool      // our routes were sent ahead of the gate
 	graceful capability
 	flaps    int // how often an established session ended in this life
-	// resting: it went down, at idled, and is to be woken (hasten.go); how often that was done
-	// since hastened.
-	resting  bool
-	idled    time.Time
-	hastes   int
-	hastened time.Time
+	// rest: it went down, at idled, and is to be woken (hasten.go) as often as is allowed.
+	rest           rest
+	idled          time.Time
+	ends, refusals allowance
 }
 
 func (s *session) up() bool { return s != nil && s.state == api.PeerState_ESTABLISHED }
@@ -325,27 +323,32 @@ func (l *life) takePeer(p *api.Peer) {
 		s = &session{}
 		l.sessions[a] = s
 	}
-	was, lasted, refused := s.state, now.Sub(s.since), false
-	if state == api.PeerState_IDLE {
-		s.idled = now
-		// It was refused, as by one that rests, or what it had told was kept for its restart
-		// and that time is over: GoBGP rests after both. Two that rest as long as each other
-		// refuse each other for minutes, in turns.
-		refused = was == api.PeerState_OPENSENT || was == api.PeerState_OPENCONFIRM || s.flaps > 0 && (was == api.PeerState_ACTIVE || was == state)
-		s.resting = s.resting || refused
+	was, lasted := s.state, now.Sub(s.since)
+	down := awake
+	switch {
+	case state != api.PeerState_IDLE:
+	case was == api.PeerState_ESTABLISHED:
+		down = ended
+	// It was refused, as by one that rests, or what it had told was kept for its restart and
+	// that time is over.
+	case was == api.PeerState_OPENSENT, was == api.PeerState_OPENCONFIRM, s.flaps > 0 && (was == api.PeerState_ACTIVE || was == state):
+		down = refused
+	}
+	if down != awake {
+		s.rest, s.idled = down, now
 	}
 	if was != state {
 		s.state, s.since = state, now
 		if state == api.PeerState_ESTABLISHED {
 			s.eor, s.greeted, s.graceful = false, false, unknown
+			s.refusals = allowance{}
 		} else if was == api.PeerState_ESTABLISHED {
 			s.flaps++
-			s.resting = true
 		}
 	}
 	l.mu.Unlock()
 	switch {
-	case refused:
+	case down == refused:
 		l.loop.Poke()
 	case was == state:
 	case state == api.PeerState_ESTABLISHED:
