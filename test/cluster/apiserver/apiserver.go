@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -91,7 +92,18 @@ type Server struct {
 	Config *rest.Config // of a member of system:masters
 	dir    string
 	extra  []string
-	procs  []*exec.Cmd // etcd first
+	procs  []process // etcd first
+}
+
+// process is a program that runs.
+type process struct {
+	cmd   *exec.Cmd
+	ended chan struct{}
+}
+
+func (p process) kill() {
+	p.cmd.Process.Kill()
+	<-p.ended
 }
 
 const token = "causeway-test-administrator"
@@ -187,6 +199,8 @@ func tail(b []byte) []byte {
 	return bytes.Join(lines[max(0, len(lines)-25):], []byte("\n"))
 }
 
+// start starts a program that ends with this process. A thread is kept for it: the kernel sends
+// PR_SET_PDEATHSIG when the thread that forked ends (prctl(2)), and tests have threads that end.
 func (s *Server) start(name string, args ...string) error {
 	path := filepath.Join(Bin(), name)
 	if _, err := os.Stat(path); err != nil {
@@ -200,18 +214,28 @@ func (s *Server) start(name string, args ...string) error {
 	cmd := exec.Command(path, args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	started, ended := make(chan error), make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(ended)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		return err
 	}
-	s.procs = append(s.procs, cmd)
+	s.procs = append(s.procs, process{cmd, ended})
 	return nil
 }
 
 // StopAPI ends kube-apiserver and leaves etcd.
 func (s *Server) StopAPI() {
 	for _, p := range s.procs[1:] {
-		p.Process.Kill()
-		p.Wait()
+		p.kill()
 	}
 	s.procs = s.procs[:1]
 }
@@ -219,6 +243,5 @@ func (s *Server) StopAPI() {
 // Stop ends both.
 func (s *Server) Stop() {
 	s.StopAPI()
-	s.procs[0].Process.Kill()
-	s.procs[0].Wait()
+	s.procs[0].kill()
 }
