@@ -1,8 +1,6 @@
 package gobgp
 
 import (
-	"net"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -40,25 +38,10 @@ func TestRefusedForAWhile(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	r := l.router(65001)
-	ln, err := listenIn(r.name, net.JoinHostPort(r.addr.String(), "179"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	var refused atomic.Int32
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			c.Close()
-			refused.Add(1)
-		}
-	}()
+	tries, stop := r.refuse("179")
 	l.start()
-	l.within(28*time.Second, "eight attempts", func() bool { return refused.Load() >= 8 })
-	ln.Close()
+	l.within(28*time.Second, "eight attempts", func() bool { return len(tries) >= 8 })
+	stop()
 	r.bird(nil, "")
 	l.up(r)
 }

@@ -380,19 +380,16 @@ func TestMeshKilled(t *testing.T) {
 	}
 }
 
-// TestRefused: a peer that refuses the connection, as GoBGP does while it rests, is tried again
-// soon, also when the speaker has long been up. Two that wait 5 s after each refusal can keep
-// missing each other for minutes.
-func TestRefused(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	r := l.router(ownASN)
-	ln, err := listenIn(r.name, net.JoinHostPort(r.addr.String(), "1790"))
+// refuse accepts connections and closes them, as GoBGP does while it rests, until stop; tries
+// tells when.
+func (r *router) refuse(port string) (tries <-chan time.Time, stop func()) {
+	r.l.t.Helper()
+	ln, err := listenIn(r.name, net.JoinHostPort(r.addr.String(), port))
 	if err != nil {
-		t.Fatal(err)
+		r.l.t.Fatal(err)
 	}
-	defer ln.Close()
-	tries := make(chan time.Time, 100)
+	r.l.t.Cleanup(func() { ln.Close() })
+	at := make(chan time.Time, 100)
 	go func() {
 		for {
 			c, err := ln.Accept()
@@ -400,9 +397,20 @@ func TestRefused(t *testing.T) {
 				return
 			}
 			c.Close()
-			tries <- time.Now()
+			at <- time.Now()
 		}
 	}()
+	return at, func() { ln.Close() }
+}
+
+// TestRefused: a peer that refuses the connection, as GoBGP does while it rests, is tried again
+// soon, also when the speaker has long been up. Two that wait 5 s after each refusal can keep
+// missing each other for minutes.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	r := l.router(ownASN)
+	tries, _ := r.refuse("1790")
 	p := defaultPace
 	p.window = 100 * time.Millisecond
 	l.startPaced(p) // nobody listens on port 179
